@@ -1,0 +1,55 @@
+"""What plugin authors write against."""
+
+from kdengine.api.batch import Batch, Output
+from kdengine.api.contexts import (
+    CheckpointContext,
+    Decision,
+    EvaluateContext,
+    ExceptionContext,
+    FitContext,
+    StepContext,
+)
+from kdengine.api.errors import (
+    CheckpointError,
+    ConfigurationError,
+    KDEngineError,
+    NonFiniteError,
+    PluginError,
+)
+from kdengine.api.hooks import HOOK_VERSION, hookimpl
+from kdengine.api.logger import Logger, RunInfo
+from kdengine.api.loss import Loss, Needs, Weight, from_callable
+from kdengine.api.metric import Metric
+from kdengine.api.schedule import Progress, Scalar, Schedule
+from kdengine.api.teacher import TeacherSource
+from kdengine.api.transform import BatchTransform
+
+__all__ = [
+    "HOOK_VERSION",
+    "Batch",
+    "BatchTransform",
+    "CheckpointContext",
+    "CheckpointError",
+    "ConfigurationError",
+    "Decision",
+    "EvaluateContext",
+    "ExceptionContext",
+    "FitContext",
+    "KDEngineError",
+    "Logger",
+    "Loss",
+    "Metric",
+    "Needs",
+    "NonFiniteError",
+    "Output",
+    "PluginError",
+    "Progress",
+    "RunInfo",
+    "Scalar",
+    "Schedule",
+    "StepContext",
+    "TeacherSource",
+    "Weight",
+    "from_callable",
+    "hookimpl",
+]

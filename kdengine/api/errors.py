@@ -1,0 +1,51 @@
+"""The exceptions a user can meet, and the nearest known name for a mistyped one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KDEngineError(Exception):
+    """Base of every exception that kdengine defines."""
+
+
+class ConfigurationError(KDEngineError, ValueError):
+    """An argument, a recipe or a plugin's contribution cannot be used; the message says how to mend it."""
+
+
+class CheckpointError(KDEngineError):
+    """A checkpoint, a cache or a run directory cannot be read, or belongs to something else."""
+
+
+class NonFiniteError(KDEngineError, ArithmeticError):
+    """A loss term or a gradient became NaN or infinite under the policy ``raise``."""
+
+
+class PluginError(KDEngineError):
+    """A plugin failed; the original exception is the cause.
+
+    Attributes:
+        plugin: name under which the plugin is registered.
+        hook: hook or component that failed, or None when it failed to import.
+        step: optimizer step, or None outside of training.
+    """
+
+    def __init__(self, message: str, *, plugin: str, hook: str | None = None, step: int | None = None) -> None:
+        super().__init__(message)
+        self.plugin = plugin
+        self.hook = hook
+        self.step = step
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name that is nearest to a mistyped one, or list what is known.
+
+    >>> nearest("temprature", ["temperature", "weight"])
+    "did you mean 'temperature'?"
+    >>> nearest("zzz", ["b", "a"])
+    'known: a, b'
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + (", ".join(names) if names else "none")

@@ -1,0 +1,188 @@
+"""The contract of a loss: values per item, never a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kdengine.api.batch import Batch
+from kdengine.api.schedule import Progress, Schedule
+
+Weight: TypeAlias = Tensor | float
+"""Factor of one term: weight x mask / D x loss scale.
+
+A number (or 0-dim tensor) when every item of the micro-batch counts alike, else a tensor with the mask's shape.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a loss reads; nothing else is computed.
+
+    Attributes:
+        teacher: whether it reads ``batch.teacher`` at all.
+        logits: whether it reads logits, so that class counts must match.
+        labels: whether it reads ``batch.labels``.
+        index: whether it reads ``batch.index``.
+        student_features: module paths of the student whose outputs it reads.
+        teacher_features: module paths of the teacher whose outputs it reads.
+        teacher_gradients: whether a gradient must flow into the teacher (an evolving source only).
+        teacher_training: whether the teacher must be in training mode (an evolving source only).
+    """
+
+    teacher: bool = True
+    logits: bool = True
+    labels: bool = False
+    index: bool = False
+    student_features: tuple[str, ...] = ()
+    teacher_features: tuple[str, ...] = ()
+    teacher_gradients: bool = False
+    teacher_training: bool = False
+
+
+class Loss(nn.Module):
+    """Base of every loss.
+
+    A loss of ``scope = "item"`` implements :meth:`per_item`; the engine alone reduces: each term becomes
+    ``sum(weight * value) / D`` where D is the number of the term's valid items over all micro-batches of the
+    optimizer step, so any split of the batch gives the same gradient. A relational loss declares
+    ``scope = "batch"`` and implements :meth:`value`; micro-batches are then combined by their item counts, and a
+    split does change the result.
+
+    Attributes:
+        scope: ``"item"`` or ``"batch"``.
+        terms: names of the terms that :meth:`per_item` returns when it returns a dict.
+        needs: what the loss reads.
+
+    Example:
+        >>> class SquaredError(Loss):
+        ...     def per_item(self, batch):
+        ...         return (batch.student.logits - batch.teacher.logits).square().mean(dim=-1)
+        >>> SquaredError().terms
+        ('loss',)
+    """
+
+    scope: ClassVar[Literal["item", "batch"]] = "item"
+    terms: tuple[str, ...] = ("loss",)
+    needs: Needs = Needs()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedules: dict[str, Schedule] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep a schedule aside and let the attribute be its current value, a plain float."""
+        if isinstance(value, Schedule):
+            if "schedules" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__}.__init__ must call super().__init__() first")
+            self.schedules[name] = value
+            value = float(value.value(Progress(step=0, steps=1)))
+        super().__setattr__(name, value)
+
+    def setup(self, example: Batch) -> None:
+        """Create what depends on real shapes (projectors, critics); runs once, on a batch with outputs."""
+
+    def valid(self, batch: Batch) -> Tensor | Mapping[str, Tensor | None] | None:
+        """Which items count, from inputs and labels only.
+
+        Returns:
+            None for all, a bool tensor ``(B,)`` or ``(B, ...)`` for every term, or one such value per term.
+        """
+        return None
+
+    def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+        """Values of shape ``(B, ...)``; dimensions beyond those of the mask are averaged within the item."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement per_item(batch) (or value(batch) for scope 'batch')"
+        )
+
+    def value(self, batch: Batch) -> Tensor:
+        """The scalar of a loss of scope ``"batch"``."""
+        raise NotImplementedError(f"{type(self).__name__} has scope 'batch' and must implement value(batch)")
+
+    def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reduce the loss to what is differentiated.
+
+        A fused loss overrides this so that its gradient is written at its final magnitude.
+
+        Args:
+            batch: the micro-batch with outputs.
+            weights: per term, weight x mask / D x loss scale.
+
+        Returns:
+            the scalar to differentiate, and each term's share of it, detached.
+        """
+        if self.scope == "batch":
+            total = self.value(batch) * weights[self.terms[0]]
+            return total, {self.terms[0]: total.detach()}
+        values = self.per_item(batch)
+        if isinstance(values, Tensor):
+            values = {self.terms[0]: values}
+        sums = {term: weigh(values[term], weights[term]) for term in self.terms}
+        total = torch.stack(tuple(sums.values())).sum() if len(sums) > 1 else next(iter(sums.values()))
+        return total, {term: value.detach() for term, value in sums.items()}
+
+
+def weigh(value: Tensor, weight: Weight) -> Tensor:
+    """``sum(weight * value)``; a weight of zero silences its item even where the value is NaN.
+
+    >>> weigh(torch.tensor([1.0, float("nan")]), torch.tensor([0.5, 0.0]))
+    tensor(0.5000)
+    """
+    dims = weight.ndim if isinstance(weight, Tensor) and weight.ndim else 1
+    if value.ndim > dims:
+        value = value.flatten(dims).mean(dim=-1)
+    if isinstance(weight, Tensor) and weight.ndim:
+        return (torch.where(weight != 0, value, 0.0) * weight).sum()
+    return value.sum() * weight
+
+
+class CallableLoss(Loss):
+    """A plain criterion as a loss; see :func:`from_callable`."""
+
+    def __init__(self, fn: Callable[..., Tensor], target: Literal["teacher", "labels"]) -> None:
+        super().__init__()
+        self.fn = fn
+        self.target = target
+        self.needs = Needs(teacher=target == "teacher", labels=target == "labels")
+
+    def per_item(self, batch: Batch) -> Tensor:
+        """Call the criterion on student logits and the target; it must not reduce."""
+        target = batch.teacher.logits if self.target == "teacher" else batch.labels
+        values = self.fn(batch.student.logits, target)
+        if values.ndim == 0:
+            raise TypeError(
+                "the criterion given to from_callable returned one number for the whole batch; the engine reduces, "
+                "so pass one that returns a value per item, for instance nn.MSELoss(reduction='none')"
+            )
+        return values
+
+
+def from_callable(fn: Callable[..., Tensor], target: Literal["teacher", "labels"] = "teacher") -> Loss:
+    """Wrap a plain criterion ``fn(student_logits, target) -> (B, ...)`` as a loss.
+
+    Args:
+        fn: a criterion that does not reduce; an ``nn.Module`` keeps its parameters.
+        target: ``"teacher"`` for the teacher's logits, ``"labels"`` for the batch's labels.
+
+    Example:
+        >>> loss = from_callable(nn.MSELoss(reduction="none"))
+        >>> loss.needs.teacher
+        True
+    """
+    return CallableLoss(fn, target)
+
+
+def name_losses(losses: Mapping[str, Loss] | Sequence[Loss] | Loss) -> dict[str, Loss]:
+    """Give every loss a label: its own, or its class's name in lower case."""
+    if isinstance(losses, Mapping):
+        return dict(losses)
+    items = [losses] if isinstance(losses, Loss) else list(losses)
+    named = {type(item).__name__.lower(): item for item in items}
+    if len(named) != len(items):
+        raise ValueError("two losses of one class need labels: pass a dict such as {'kd_a': KD(), 'kd_b': KD()}")
+    return named

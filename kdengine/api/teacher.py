@@ -1,0 +1,46 @@
+"""The contract of a teacher source: where a batch's teacher output comes from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from kdengine.api.batch import Batch
+
+
+class TeacherSource(ABC):
+    """Gives the teacher's output for a batch.
+
+    The engine runs a *frozen* source without gradients and checks that it stays as it was: in evaluation mode,
+    without ``requires_grad`` and with the same state before and after the fit. A source that declares itself
+    *evolving* (mutual learning, an average of the student) is exempt: its state joins the checkpoint.
+
+    Attributes:
+        evolving: whether the source changes while the student trains.
+    """
+
+    evolving: ClassVar[bool] = False
+
+    def modules(self) -> list[nn.Module]:
+        """The live modules behind this source; empty for a cache."""
+        return []
+
+    def place(self, device: torch.device) -> None:
+        """Move what must be moved before the fit."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Any:
+        """The teacher's raw output for a batch: whatever a model would return."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of an evolving source."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+
+    def update(self, student: nn.Module) -> None:
+        """Called after every optimizer step of an evolving source."""

@@ -1,0 +1,5 @@
+"""Build entry point; everything declarative stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
