@@ -57,6 +57,7 @@ class Loss(nn.Module):
         scope: ``"item"`` or ``"batch"``.
         terms: names of the terms that :meth:`per_item` returns when it returns a dict.
         needs: what the loss reads.
+        projector: name or factory of the projector between features, for losses that use one.
 
     Example:
         >>> class SquaredError(Loss):
@@ -69,6 +70,7 @@ class Loss(nn.Module):
     scope: ClassVar[Literal["item", "batch"]] = "item"
     terms: tuple[str, ...] = ("loss",)
     needs: Needs = Needs()
+    projector: str | Callable[..., nn.Module] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +86,11 @@ class Loss(nn.Module):
         super().__setattr__(name, value)
 
     def setup(self, example: Batch) -> None:
-        """Create what depends on real shapes (projectors, critics); runs once, on a batch with outputs."""
+        """Create what depends on real shapes (projectors, critics); runs once, on a batch with outputs.
+
+        Where the loss has an attribute ``projector`` that is a name, the engine has already put the factory of that
+        name in its place: ``self.projector(student_shape, teacher_shape) -> nn.Module``.
+        """
 
     def valid(self, batch: Batch) -> Tensor | Mapping[str, Tensor | None] | None:
         """Which items count, from inputs and labels only.

@@ -1,0 +1,1 @@
+"""Recipes: a typed TOML file becomes the objects of a run."""

@@ -1,0 +1,212 @@
+"""Assembling a fit: models, objective, optimizer and schedules from what the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdengine.api import Batch, ConfigurationError, Loss, Output, TeacherSource
+from kdengine.engine import random
+from kdengine.engine.batching import place
+from kdengine.engine.evaluate import evaluation_mode
+from kdengine.engine.features import Capture
+from kdengine.engine.fit import Models
+from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.objective import Objective
+from kdengine.engine.precision import Precision
+from kdengine.engine.runtime import Runtime
+from kdengine.engine.teacher import FrozenGuard
+from kdengine.host import Host
+
+Named: TypeAlias = list[tuple[str, nn.Parameter]]
+OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[Named], torch.optim.Optimizer]
+SchedulerLike: TypeAlias = Any
+Classes: TypeAlias = Literal["shared"] | Sequence[int] | None
+
+
+def make_models(
+    student: nn.Module,
+    source: TeacherSource | None,
+    losses: Mapping[str, Loss],
+    *,
+    runtime: Runtime,
+    find_logits: Callable[[Any], Tensor | None],
+    classes: Classes,
+    ema: float | None,
+) -> Models:
+    """Place the models, freeze the teacher and prepare the capture of what losses ask for."""
+    runtime.place(student)
+    needs = [loss.needs for loss in losses.values()]
+    teach = any(need.teacher for need in needs)
+    if teach and source is None:
+        labels = [label for label, loss in losses.items() if loss.needs.teacher]
+        raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
+    _check_evolution(source, losses)
+    guard, teacher_features = None, None
+    if source is not None:
+        source.place(runtime.device)
+        modules = source.modules()
+        guard = None if source.evolving or not modules else FrozenGuard(modules, student)
+        paths = [path for need in needs for path in need.teacher_features]
+        if paths and not modules:
+            raise ConfigurationError(f"features {paths} were asked of a teacher without live modules (a cache)")
+        teacher_features = Capture(modules[0], paths, "teacher") if modules else None
+    return Models(
+        student=student,
+        model=runtime.wrap(student),
+        source=source,
+        guard=guard,
+        student_features=Capture(student, [p for need in needs for p in need.student_features], "student"),
+        teacher_features=teacher_features,
+        find_logits=find_logits,
+        align=None if classes is None else Aligner(classes),
+        average=None if ema is None else make_average(student, ema),
+        teach=teach,
+    )
+
+
+def _check_evolution(source: TeacherSource | None, losses: Mapping[str, Loss]) -> None:
+    if source is None or source.evolving:
+        return
+    for label, loss in losses.items():
+        if loss.needs.teacher_gradients or loss.needs.teacher_training:
+            raise ConfigurationError(
+                f"the loss {label!r} trains the teacher, but the teacher is frozen; "
+                "give a TeacherSource with evolving = True"
+            )
+
+
+def make_average(student: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the student's parameters; buffers follow the student."""
+    if not 0.0 < decay < 1.0:
+        raise ConfigurationError(f"ema is the decay of the moving average, between 0 and 1, got {decay}")
+    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+class Aligner:
+    """Makes the teacher's classes those of the student.
+
+    Args:
+        classes: ``"shared"`` uses the leading classes that both have; a sequence gives, for each student class,
+            the teacher's.
+    """
+
+    def __init__(self, classes: Literal["shared"] | Sequence[int]) -> None:
+        if isinstance(classes, str) and classes != "shared":
+            raise ConfigurationError(f"classes must be 'shared' or a sequence of teacher classes, got {classes!r}")
+        self.index = None if isinstance(classes, str) else torch.as_tensor(list(classes))
+
+    def __call__(self, batch: Batch) -> None:
+        """Replace the teacher's output on the batch."""
+        teacher, student = batch.teacher, batch.student.logits.shape[-1]
+        logits = teacher.logits
+        if self.index is None:
+            logits = logits[..., :student]
+        else:
+            if len(self.index) != student or int(self.index.max()) >= logits.shape[-1]:
+                raise ConfigurationError(
+                    f"classes maps {len(self.index)} student classes to teacher classes up to "
+                    f"{int(self.index.max())}; the student has {student} classes, the teacher {logits.shape[-1]}"
+                )
+            logits = logits.index_select(-1, self.index.to(logits.device))
+        batch.teacher = Output(teacher.output, logits, teacher.features, teacher.module)
+
+
+def set_up_losses(
+    objective: Objective,
+    models: Models,
+    precision: Precision,
+    runtime: Runtime,
+    host: Host,
+    example: Callable[[], Batch],
+) -> None:
+    """Run every loss's ``setup`` once, on real shapes; random state and batch statistics stay as found."""
+    waiting = [loss for loss in objective.losses.values() if type(loss).setup is not Loss.setup]
+    if not waiting:
+        return
+    batch = place(example(), runtime.device)
+    with attached(models), evaluation_mode(models.student), random.preserved(), torch.no_grad():
+        if models.teach:
+            batch.teacher = run_teacher(models, precision, batch)
+        batch.student = run_student(models, precision, batch, model=models.student)
+    for loss in waiting:
+        if isinstance(name := loss.projector, str):
+            loss.projector = host.component("projectors", name).load()
+        loss.setup(batch)
+        loss.to(runtime.device)
+
+
+class attached:  # noqa: N801 - a context manager
+    """Feature hooks of both models, for as long as the context lasts."""
+
+    def __init__(self, models: Models) -> None:
+        self.captures = [c for c in (models.student_features, models.teacher_features) if c is not None]
+
+    def __enter__(self) -> None:
+        for capture in self.captures:
+            capture.attach()
+
+    def __exit__(self, *_: object) -> None:
+        for capture in self.captures:
+            capture.remove()
+
+
+def trainable(student: nn.Module, objective: Objective) -> Named:
+    """Student and loss parameters that train, by name; those of losses begin with ``losses.``.
+
+    Raises:
+        ConfigurationError: the student has none.
+    """
+    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    if not named:
+        raise ConfigurationError(
+            f"the student {type(student).__name__} has no trainable parameter; "
+            "is requires_grad off, or was the teacher given as the student?"
+        )
+    inner = [(f"losses.{name}", p) for name, p in objective.modules.named_parameters() if p.requires_grad]
+    return named + inner
+
+
+def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
+    """Call a factory with the named parameters; to an instance, add the losses' own parameters as a group."""
+    if not isinstance(given, torch.optim.Optimizer):
+        optimizer = given(named)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigurationError(
+                f"the optimizer factory returned a {type(optimizer).__name__}; expected a torch.optim.Optimizer"
+            )
+        return optimizer
+    held = {id(p) for group in given.param_groups for p in group["params"]}
+    missing = [(name, p) for name, p in named if id(p) not in held]
+    if len(missing) == len(named):
+        raise ConfigurationError("the optimizer holds no parameter of the student; was it made for another model?")
+    if extra := [p for name, p in missing if name.startswith("losses.")]:
+        given.add_param_group({"params": extra})
+    return given
+
+
+def make_lr_scheduler(given: SchedulerLike, optimizer: torch.optim.Optimizer, named: Named, steps: int) -> Any:
+    """Call a factory ``fn(optimizer, steps)``; an instance must belong to the optimizer and to all its groups."""
+    if given is None:
+        return None
+    if hasattr(given, "optimizer") and hasattr(given, "step"):
+        if given.optimizer is not optimizer:
+            raise ConfigurationError("the lr_scheduler belongs to another optimizer than the one of this engine")
+        if any(name.startswith("losses.") for name, _ in named):
+            raise ConfigurationError(
+                "a loss brings parameters of its own (a projector), which joined the optimizer after this "
+                "lr_scheduler was made; pass factories instead: optimizer=lambda named: ..., "
+                "lr_scheduler=lambda optimizer, steps: ..."
+            )
+        return given
+    return given(optimizer, steps)
+
+
+def waits_for_metric(lr_scheduler: Any) -> bool:
+    """Whether a scheduler steps at evaluations, on a metric."""
+    return isinstance(lr_scheduler, ReduceLROnPlateau)

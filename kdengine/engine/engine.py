@@ -1,0 +1,467 @@
+"""The engine: one frozen teacher, one student, one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdengine.api import (
+    Batch,
+    BatchTransform,
+    ConfigurationError,
+    ExceptionContext,
+    FitContext,
+    Loss,
+    Progress,
+    RunInfo,
+    Schedule,
+    StepContext,
+    TeacherSource,
+)
+from kdengine.api.loss import name_losses
+from kdengine.engine import batching, loop, random, rundir, state
+from kdengine.engine.assembly import (
+    Classes,
+    Named,
+    OptimizerLike,
+    SchedulerLike,
+    attached,
+    make_lr_scheduler,
+    make_models,
+    make_optimizer,
+    set_up_losses,
+    trainable,
+    waits_for_metric,
+)
+from kdengine.engine.evaluate import measure
+from kdengine.engine.feed import Feed
+from kdengine.engine.fit import Fit, Models, NonFinitePolicy, Settings
+from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.ledger import Ledger, Means
+from kdengine.engine.loggers import LoggerLike, make_loggers
+from kdengine.engine.metrics import MetricLike, make_metrics
+from kdengine.engine.objective import Objective
+from kdengine.engine.precision import Precision, PrecisionName
+from kdengine.engine.result import Result
+from kdengine.engine.runtime import Runtime
+from kdengine.engine.teacher import as_source
+from kdengine.host import Host
+
+Resume = Literal["auto"] | bool | None
+
+
+class Engine:
+    """Trains a student under a frozen teacher.
+
+    Args:
+        student: the model that trains.
+        teacher: a module (it is frozen), a :class:`~kdengine.TeacherSource`, or None for plain training.
+        losses: losses by label, or a sequence of them.
+        weights: factor of each label: a number or a schedule; 1 where absent.
+        optimizer: a ``torch.optim.Optimizer``, or ``fn(named_parameters)`` that makes one. A factory gets the
+            losses' own parameters too; to an instance they are added as a parameter group.
+        lr_scheduler: an instance, or ``fn(optimizer, steps)``; stepped at every optimizer step
+            (``ReduceLROnPlateau``: at every evaluation, on the monitored metric).
+        metrics: by name: a builtin's name, a :class:`~kdengine.Metric`, an object with update, compute and reset,
+            or ``fn(logits, labels)``.
+        loggers: names, :class:`~kdengine.Logger` instances or ``fn(record, step=n)``; None for the console, an
+            empty list for silence.
+        batch_transforms: applied in order to each optimizer step's batch.
+        plugins: plugins whose callbacks run, or a ready :class:`~kdengine.host.Host`.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 scales the loss).
+        accumulate: micro-batches per optimizer step.
+        clip: largest gradient norm over student and loss parameters.
+        ema: decay of a moving average of the student; then evaluated and exported in its place.
+        compile: whether the student runs under ``torch.compile``.
+        classes: ``"shared"``, or for each student class the teacher's, when their class counts differ.
+        nonfinite: what to do when a loss or gradient is not finite: ``raise``, ``skip`` the update, or
+            ``rollback`` to the last checkpoint.
+        device: ``auto`` (cuda, mps, cpu) or a device.
+        seed: seeds every generator at the start of a fit; None leaves them alone.
+        batch: reads a loader's item as a :class:`~kdengine.Batch`, when it is of no known form.
+        output: reads a model's output as logits, when it is of no known form.
+        out: run directory; nothing is written without.
+        name: name of the fit in records.
+        log_every: optimizer steps between training records.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        checkpoint_every: optimizer steps between checkpoints, beside the one at every epoch's end.
+        keep: how many checkpoints to keep, beside the best.
+        monitor: metric that decides which evaluation is the best; the first by default.
+        gradient_shares: whether evaluations measure each term's share of the gradient.
+        trace_hooks: whether to time every callback; read :attr:`hook_times` after the fit.
+
+    Example:
+        >>> from kdengine.losses import KD
+        >>> teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+        >>> engine = Engine(
+        ...     student, teacher, losses={"kd": KD(temperature=2.0)}, loggers=[],
+        ...     optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=0.1),
+        ... )
+        >>> engine.fit([torch.randn(8, 4) for _ in range(5)], epochs=2).steps
+        10
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | TeacherSource | None = None,
+        *,
+        losses: Mapping[str, Loss] | Sequence[Loss] | Loss,
+        optimizer: OptimizerLike | None = None,
+        weights: Mapping[str, float | Schedule] | None = None,
+        lr_scheduler: SchedulerLike = None,
+        metrics: Mapping[str, MetricLike] | None = None,
+        loggers: Sequence[LoggerLike] | None = None,
+        batch_transforms: Sequence[BatchTransform] = (),
+        plugins: Iterable[Any] | Host = (),
+        precision: PrecisionName = "fp32",
+        accumulate: int = 1,
+        clip: float | None = None,
+        ema: float | None = None,
+        compile: bool = False,
+        classes: Classes = None,
+        nonfinite: NonFinitePolicy = "raise",
+        device: str | torch.device = "auto",
+        seed: int | None = None,
+        batch: Callable[[Any], Batch] | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+        out: str | Path | None = None,
+        name: str = "student",
+        log_every: int = 50,
+        evaluate_every: int = 1,
+        checkpoint_every: int | None = None,
+        keep: int = 2,
+        monitor: str | None = None,
+        gradient_shares: bool = False,
+        trace_hooks: bool = False,
+    ) -> None:
+        self.student = student
+        self.source = as_source(teacher)
+        self.losses = name_losses(losses)
+        self.weights = dict(weights or {})
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.loggers = loggers
+        self.batch_transforms = list(batch_transforms)
+        self.host = plugins if isinstance(plugins, Host) else Host(plugins)
+        self.metrics = make_metrics(metrics, self.host)
+        self.accumulate = accumulate
+        self.ema = ema
+        self.compile = compile
+        self.classes = classes
+        self.seed = seed
+        self.out = None if out is None else Path(out)
+        self.trace_hooks = trace_hooks
+        self.hook_times: list[Any] = []
+        self.runtime = Runtime(device)
+        self.precision_name: PrecisionName = precision
+        self._to_batch = batch or batching.to_batch
+        self._find_logits = output or batching.find_logits
+        if nonfinite == "rollback" and out is None:
+            raise ConfigurationError(
+                "nonfinite='rollback' goes back to a checkpoint, so it needs a run directory: out="
+            )
+        self.settings = Settings(
+            name=name,
+            seed=0 if seed is None else seed,
+            clip=clip,
+            nonfinite=nonfinite,
+            log_every=log_every,
+            evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
+            keep=keep,
+            monitor=monitor,
+            gradient_shares=gradient_shares,
+        )
+        self._fit: Fit | None = None
+        self._foreign: tuple[Models, Objective, Precision] | None = None
+
+    def fit(
+        self,
+        train_loader: Iterable[Any],
+        evaluation: Iterable[Any] | Callable[[nn.Module], Mapping[str, Any]] | None = None,
+        *,
+        epochs: int,
+        steps_per_epoch: int | None = None,
+        resume: Resume = None,
+    ) -> Result:
+        """Train for a number of epochs.
+
+        Args:
+            train_loader: a :func:`kdengine.loader`, a ``DataLoader`` or any iterable of batches.
+            evaluation: a loader for the engine's metrics, or ``fn(student) -> {name: number}``.
+            epochs: passes over the loader.
+            steps_per_epoch: optimizer steps per epoch, for a loader without a length.
+            resume: ``"auto"`` goes on from the run directory's last checkpoint where there is one; True insists on
+                one; None refuses a run directory that has been used.
+
+        Returns:
+            the outcome; for a run that is already finished, the stored one.
+
+        Raises:
+            ConfigurationError: something that was given cannot work together.
+            NonFiniteError: a loss or gradient is not finite under the policy ``raise``.
+            CheckpointError: the run directory belongs to another fit.
+        """
+        if epochs < 1:
+            raise ConfigurationError(f"epochs must be at least 1, got {epochs}")
+        if self.out is not None:
+            rundir.claim(self.out, resume=bool(resume))
+        feed = Feed(train_loader, self.accumulate, self._to_batch, steps_per_epoch)
+        fit = self.assemble(feed, evaluation, epochs)
+        self._fit = fit
+        with attached(fit.models):
+            self._enter(fit, resume)
+            self._train(fit)
+        return self._conclude(fit)
+
+    def assemble(
+        self,
+        feed: Feed,
+        evaluation: Iterable[Any] | Callable[[nn.Module], Mapping[str, Any]] | None = None,
+        epochs: int = 1,
+    ) -> Fit:
+        """Build everything that a fit works on; trains nothing."""
+        if self.optimizer is None:
+            raise ConfigurationError("training needs an optimizer: Engine(optimizer=lambda named: ...)")
+        if self.seed is not None:
+            random.seed_all(self.seed, self.settings.name)
+        models, objective, precision = self._models(feed.example)
+        self.student.train()
+        named = trainable(self.student, objective)
+        optimizer = make_optimizer(self.optimizer, named)
+        steps = epochs * feed.steps_per_epoch
+        lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps)
+        calls = self.host.dispatch(trace=self.trace_hooks)
+        context = FitContext(
+            name=self.settings.name,
+            student=self.student,
+            teacher=[] if models.source is None else models.source.modules(),
+            losses=objective.losses,
+            optimizer=optimizer,
+            device=self.runtime.device,
+            steps=steps,
+            epochs=epochs,
+            out=self.out,
+        )
+        return Fit(
+            settings=self.settings,
+            models=models,
+            objective=objective,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_waits=waits_for_metric(lr_scheduler),
+            parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+            precision=precision,
+            runtime=self.runtime,
+            transforms=self.batch_transforms,
+            feed=feed,
+            evaluation=evaluation,
+            metrics=self.metrics,
+            calls=calls,
+            stateful=calls.stateful,
+            loggers=make_loggers(self.loggers, self.host, records=self.out is not None),
+            epochs=epochs,
+            steps=steps,
+            out=self.out,
+            context=context,
+            step_context=StepContext(context),
+            ledger=Ledger(self.runtime.device),
+            interval=Means(objective.names),
+            epoch_means=Means(objective.names),
+            to_batch=self._to_batch,
+            found=torch.zeros((), device=self.runtime.device),
+        )
+
+    def _models(self, example: Callable[[], Batch]) -> tuple[Models, Objective, Precision]:
+        objective = Objective(self.losses, self.weights)
+        models = make_models(
+            self.student,
+            self.source,
+            self.losses,
+            runtime=self.runtime,
+            find_logits=self._find_logits,
+            classes=self.classes,
+            ema=self.ema,
+        )
+        precision = Precision(self.precision_name, self.runtime.device)
+        objective.place(self.runtime.device, next(self.student.parameters()).dtype)
+        set_up_losses(objective, models, precision, self.runtime, self.host, example)
+        if self.compile:
+            compile_student(self.student)
+        return models, objective, precision
+
+    def _enter(self, fit: Fit, resume: Resume) -> None:
+        """Resume where asked, start the loggers, make sure that the state can be stored."""
+        resumed = bool(resume) and self.out is not None and state.resume(fit)
+        if resume is True and not resumed:
+            raise ConfigurationError(f"nothing to resume: no checkpoint under {self.out}")
+        fit.loggers.start(RunInfo(self.settings.name, self.out, fit.steps, fit.epochs, fit.position.step))
+        if resumed:
+            done = fit.position.epoch >= fit.epochs or fit.stopping
+            fit.loggers.message(
+                f"{self.settings.name}: already finished" if done else
+                f"{self.settings.name}: resumed at step {fit.position.step} of {fit.steps}"
+            )  # fmt: skip
+        elif self.out is not None:
+            state.check_storable(fit)
+
+    def _train(self, fit: Fit) -> None:
+        status = "failed"
+        try:
+            loop.run(fit)
+            if fit.models.guard is not None:
+                fit.models.guard.confirm()
+            status = "stopped" if fit.stopping else "finished"
+        except BaseException as error:
+            self._report(fit, error)
+            raise
+        finally:
+            fit.optimizer.zero_grad()
+            self.hook_times = fit.calls.report()
+            try:
+                if fit.calls.fit_end is not None:
+                    fit.calls.fit_end(fit.context)
+            finally:
+                fit.loggers.finish(status)
+
+    def _report(self, fit: Fit, error: BaseException) -> None:
+        """Tell the ``exception`` hook; what it raises itself is attached, and never hides the error."""
+        if fit.calls.exception is None:
+            return
+        try:
+            fit.calls.exception(ExceptionContext(fit.context, error, fit.position.step))
+        except Exception as second:
+            error.add_note(f"besides, {second}")
+
+    def _conclude(self, fit: Fit) -> Result:
+        result = Result(
+            metrics={name: value for name, value in fit.latest.items() if name != "step"},
+            best=fit.best,
+            history=fit.history,
+            steps=fit.position.step,
+            skipped=fit.skipped,
+            seconds=fit.seconds,
+            status="stopped" if fit.stopping else "finished",
+            out=self.out,
+        )
+        if self.out is not None and rundir.read_summary(self.out) is None:
+            self._write(fit, result, self.out)
+        return result
+
+    def _write(self, fit: Fit, result: Result, out: Path) -> None:
+        trained = self.student if fit.models.average is None else fit.models.average.module
+        rundir.export_student(out / rundir.STUDENT, trained, {"kdengine.student": type(self.student).__name__})
+        teachers = fit.context.teacher
+        rundir.write_summary(
+            out,
+            {
+                "status": result.status,
+                "teacher": {"metrics": {}, "parameters": sum(map(rundir.count_parameters, teachers)), "seconds": None}
+                if teachers
+                else None,
+                "baseline": None,
+                "student": {
+                    "metrics": result.metrics,
+                    "parameters": rundir.count_parameters(self.student),
+                    "seconds": result.seconds,
+                },
+                "best": result.best,
+                "steps": result.steps,
+                "epochs": fit.epochs,
+                "skipped": result.skipped,
+                "seed": self.seed,
+                **rundir.provenance(self.host.versions()),
+            },
+        )
+
+    def train_step(self, micro_batches: Sequence[Any]) -> dict[str, float]:
+        """One optimizer step over micro-batches, in someone's own loop.
+
+        Inside a fit (from a callback) it is a further step of that fit; outside, the first call builds the
+        optimizer for a fit of unknown length.
+
+        Args:
+            micro_batches: items as a loader would yield them.
+
+        Returns:
+            ``loss`` and each term's mean; on an accelerator those of the step before (empty at first).
+        """
+        if self._fit is None:
+            self._fit = self.assemble(Feed(micro_batches, len(micro_batches), self._to_batch, steps_per_epoch=1))
+        fit = self._fit
+        fit.interval.clear()
+        with attached(fit.models):
+            loop.train_step(fit, [self._to_batch(item) for item in micro_batches])
+        return fit.interval.values()
+
+    def objective(self, batch: Any, *, student: nn.Module | None = None, progress: Progress | None = None) -> Tensor:
+        """The engine's objective for one batch, for a loop that is not the engine's.
+
+        The teacher and the student run, every term is reduced over this batch, and the weighted sum comes back with
+        a graph; backward and the optimizer are the caller's.
+
+        Args:
+            batch: an item as a loader would yield it.
+            student: run this in the student's place: the same module as a foreign loop has wrapped it.
+            progress: where training stands, for schedules.
+
+        Example:
+            >>> from kdengine.losses import KD
+            >>> engine = Engine(nn.Linear(4, 3), nn.Linear(4, 3), losses=[KD()])
+            >>> engine.objective(torch.randn(2, 4)).requires_grad
+            True
+        """
+        read = self._to_batch(batch)
+        models, objective, precision = self._for_foreign_loop(read)
+        if progress is not None:
+            objective.advance(progress)
+        masks = objective.masks(read)
+        counts = objective.count(read, masks)
+        read = batching.place(read, self.runtime.device)
+        with attached(models):
+            if models.teach:
+                read.teacher = run_teacher(models, precision, read)
+            read.student = run_student(models, precision, read, model=student)
+        if models.align is not None and models.teach:
+            models.align(read)
+        with precision.losses():
+            total, _ = objective.evaluate(read, masks, counts, counts)
+        return total
+
+    def loss_parameters(self, batch: Any) -> Named:
+        """Parameters that the losses bring themselves (projectors), made on the shapes of ``batch``.
+
+        A foreign loop adds them to its optimizer.
+        """
+        _, objective, _ = self._for_foreign_loop(self._to_batch(batch))
+        return [item for item in trainable(self.student, objective) if item[0].startswith("losses.")]
+
+    def _for_foreign_loop(self, example: Batch) -> tuple[Models, Objective, Precision]:
+        if self._foreign is None:
+            self._foreign = self._models(lambda: example)
+        return self._foreign
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float | None]:
+        """The engine's metrics over a loader, for the student as it is now."""
+        models, _, precision = self._for_foreign_loop(self._to_batch(next(iter(loader))))
+        return measure(
+            loader,
+            self.metrics,
+            models=models,
+            precision=precision,
+            runtime=self.runtime,
+            to_batch=self._to_batch,
+        )
+
+
+def compile_student(student: nn.Module) -> None:
+    """Compile in place, with guards on hooks so that a feature hook set later is not compiled away."""
+    import torch._dynamo
+
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    student.compile()

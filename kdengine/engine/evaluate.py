@@ -1,0 +1,122 @@
+"""Evaluation: metrics over a loader, leaving modes and random state as found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdengine.api import Batch, ConfigurationError, EvaluateContext, Metric
+from kdengine.engine import random
+from kdengine.engine.batching import place
+from kdengine.engine.fit import Fit, Models
+from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.precision import Precision
+from kdengine.engine.runtime import Runtime
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; each returns to the mode that it had."""
+    training = [module for root in modules for module in root.modules() if module.training]
+    for root in modules:
+        root.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def measure(
+    loader: Iterable[Any],
+    metrics: Mapping[str, Metric],
+    *,
+    models: Models,
+    precision: Precision,
+    runtime: Runtime,
+    to_batch: Callable[[Any], Batch],
+    model: nn.Module | None = None,
+) -> dict[str, float | None]:
+    """Every metric over every batch of a loader.
+
+    Args:
+        loader: yields what a training loader would.
+        metrics: metric by name.
+        models: student and teacher.
+        precision: how the models compute.
+        runtime: where.
+        to_batch: reads a loader's item as a batch.
+        model: evaluated in the student's place (its moving average).
+    """
+    student = models.student if model is None else model
+    teach = any(metric.needs_teacher for metric in metrics.values())
+    for metric in metrics.values():
+        metric.reset()
+    batches = 0
+    with random.preserved(), evaluation_mode(student), torch.no_grad():
+        for item in loader:
+            batch = place(to_batch(item), runtime.device)
+            if teach:
+                batch.teacher = run_teacher(models, precision, batch, features=False)
+            batch.student = run_student(models, precision, batch, model=student, features=False)
+            if teach and models.align is not None:
+                models.align(batch)
+            for metric in metrics.values():
+                metric.update(batch)
+            batches += 1
+    if batches == 0:
+        raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def evaluate(fit: Fit) -> dict[str, float | None]:
+    """One evaluation of a fit, with its hooks; a callable is asked itself."""
+    context = EvaluateContext(fit.context, fit.position.step, fit.position.epoch, {})
+    if fit.calls.evaluate_start is not None:
+        fit.calls.evaluate_start(context)
+    model = fit.models.student if fit.models.average is None else fit.models.average.module
+    if callable(fit.evaluation):
+        with random.preserved(), evaluation_mode(model):
+            values = {name: _number(value) for name, value in fit.evaluation(model).items()}
+    else:
+        assert fit.evaluation is not None
+        values = measure(
+            fit.evaluation,
+            fit.metrics,
+            models=fit.models,
+            precision=fit.precision,
+            runtime=fit.runtime,
+            to_batch=fit.to_batch,
+            model=model,
+        )
+    context.metrics = values
+    fit.latest = {**values, "step": float(fit.position.step)}
+    fit.context.metrics = values
+    note_best(fit, values)
+    if fit.calls.evaluate_end is not None:
+        fit.decide(fit.calls.evaluate_end(context))
+    return values
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def note_best(fit: Fit, values: Mapping[str, float | None]) -> None:
+    """Remember the best value of the monitored metric, by default the first."""
+    name = fit.settings.monitor or next(iter(values), None)
+    if name is None:
+        return
+    if name not in values:
+        raise ConfigurationError(f"monitor {name!r} is not among the evaluation's metrics {sorted(values)}")
+    value = values[name]
+    if value is None:
+        return
+    metric = fit.metrics.get(name)
+    sign = -1.0 if metric is not None and not metric.higher_is_better else 1.0
+    if fit.best is None or sign * value > sign * fit.best["value"]:
+        fit.best = {"metric": name, "value": value, "step": fit.position.step, "epoch": fit.position.epoch}

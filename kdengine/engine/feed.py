@@ -1,0 +1,99 @@
+"""The feed: the windows of micro-batches that make up the optimizer steps of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from kdengine.api import Batch, ConfigurationError
+from kdengine.engine import random
+from kdengine.engine.loader import Loader
+
+
+class Feed:
+    """Reads a loader in windows of ``accumulate`` micro-batches; the last window of an epoch may be shorter.
+
+    A :class:`~kdengine.engine.loader.Loader` is entered at any batch. Any other iterable keeps its own order: its
+    epoch is replayed from the random state that the epoch started with, and the batches already consumed are read
+    and dropped.
+
+    Args:
+        loader: what the user gave to ``fit``.
+        accumulate: micro-batches per optimizer step.
+        to_batch: reads a loader's item as a batch.
+        steps_per_epoch: optimizer steps per epoch of a loader without a length.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        accumulate: int,
+        to_batch: Callable[[Any], Batch],
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        if accumulate < 1:
+            raise ConfigurationError(f"accumulate must be at least 1, got {accumulate}")
+        self.loader = loader
+        self.accumulate = accumulate
+        self.to_batch = to_batch
+        self.epoch_state: dict[str, Any] | None = None
+        self.steps_per_epoch = self._count_steps(steps_per_epoch)
+
+    def _count_steps(self, given: int | None) -> int:
+        if given is not None:
+            return given
+        try:
+            batches = len(self.loader)  # type: ignore[arg-type]
+        except TypeError:
+            raise ConfigurationError(
+                f"the loader {type(self.loader).__name__} has no length: pass fit(steps_per_epoch=...) so that "
+                "schedules know how long training is"
+            ) from None
+        if batches == 0:
+            raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch: its length is 0")
+        return -(-batches // self.accumulate)
+
+    @property
+    def exact(self) -> bool:
+        """Whether resume re-reads exactly the batches that were to come, whatever the loader does."""
+        return isinstance(self.loader, Loader)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """The windows of one epoch from micro-batch ``start`` on; ``start`` is the first of a window."""
+        stream = self._stream(epoch, start)
+        count = start // self.accumulate
+        while count < self.steps_per_epoch and (window := list(islice(stream, self.accumulate))):
+            count += 1
+            yield [self.to_batch(item) for item in window]
+        if count == 0:
+            raise ConfigurationError(f"the loader {type(self.loader).__name__} yielded no batch in epoch {epoch + 1}")
+
+    def _stream(self, epoch: int, start: int) -> Iterator[Any]:
+        if isinstance(self.loader, Loader):
+            return self.loader.batches(epoch, start)
+        return self._foreign(epoch, start)
+
+    def _foreign(self, epoch: int, start: int) -> Iterator[Any]:
+        sampler = getattr(self.loader, "sampler", None)
+        if (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
+            set_epoch(epoch)
+        if start == 0 or self.epoch_state is None:
+            self.epoch_state = random.capture()
+            return islice(iter(self.loader), start, None)
+        resumed = random.capture()
+        random.restore(self.epoch_state)
+        stream = iter(self.loader)
+        for _ in islice(stream, start):
+            pass
+        random.restore(resumed)
+        return stream
+
+    def example(self) -> Batch:
+        """The first batch, read without disturbing order or random state."""
+        with random.preserved():
+            if isinstance(self.loader, Loader):
+                return self.to_batch(self.loader.example())
+            for item in self.loader:
+                return self.to_batch(item)
+        raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch")

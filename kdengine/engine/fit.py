@@ -1,0 +1,132 @@
+"""Everything that one fit works on, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
+from kdengine.engine.features import Capture
+from kdengine.engine.feed import Feed
+from kdengine.engine.ledger import Ledger, Means
+from kdengine.engine.loggers import Loggers
+from kdengine.engine.objective import Objective
+from kdengine.engine.precision import Precision
+from kdengine.engine.runtime import Runtime
+from kdengine.engine.teacher import FrozenGuard
+from kdengine.host import Dispatch
+
+NonFinitePolicy: TypeAlias = Literal["raise", "skip", "rollback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a fit runs; every field is an argument of :class:`kdengine.Engine` or of its ``fit``."""
+
+    name: str = "student"
+    seed: int = 0
+    clip: float | None = None
+    nonfinite: NonFinitePolicy = "raise"
+    log_every: int = 50
+    evaluate_every: int = 1
+    checkpoint_every: int | None = None
+    keep: int = 2
+    monitor: str | None = None
+    gradient_shares: bool = False
+
+
+@dataclass(slots=True)
+class Position:
+    """Where training stands: epochs complete, micro-batches consumed in this one, optimizer steps done."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass(slots=True)
+class Models:
+    """The models of a fit and how their outputs are read.
+
+    Attributes:
+        student: the module that the user gave.
+        model: the student as it is called (wrapped by the runtime).
+        source: the teacher's source, or None.
+        guard: watches the frozen teacher, or None.
+        student_features: captures what losses ask of the student.
+        teacher_features: the same for the teacher; None without a live teacher.
+        find_logits: reads a model's output.
+        align: makes the teacher's classes those of the student.
+        average: exponential moving average of the student, or None.
+        teach: whether training losses need the teacher.
+    """
+
+    student: nn.Module
+    model: nn.Module
+    source: TeacherSource | None
+    guard: FrozenGuard | None
+    student_features: Capture
+    teacher_features: Capture | None
+    find_logits: Callable[[Any], Tensor | None]
+    align: Callable[[Batch], None] | None
+    average: AveragedModel | None
+    teach: bool
+
+
+@dataclass(slots=True, eq=False)
+class Fit:
+    """One fit: what the loop reads and changes."""
+
+    settings: Settings
+    models: Models
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any
+    lr_waits: bool
+    parameters: list[nn.Parameter]
+    precision: Precision
+    runtime: Runtime
+    transforms: list[BatchTransform]
+    feed: Feed
+    evaluation: Callable[[nn.Module], Mapping[str, Any]] | Iterable[Any] | None
+    metrics: dict[str, Metric]
+    calls: Dispatch
+    stateful: Mapping[str, Any]
+    loggers: Loggers
+    epochs: int
+    steps: int
+    out: Path | None
+    context: FitContext
+    step_context: StepContext
+    ledger: Ledger
+    interval: Means
+    epoch_means: Means
+    to_batch: Callable[[Any], Batch]
+    found: Tensor
+    position: Position = field(default_factory=Position)
+    latest: dict[str, float | None] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sample: Batch | None = None
+    skipped: int = 0
+    seconds: float = 0.0
+    stopping: bool = False
+    saving: bool = False
+    checked: bool = False
+
+    def progress(self) -> Progress:
+        """What schedules are a function of."""
+        metrics = {name: value for name, value in self.latest.items() if value is not None}
+        return Progress(self.position.step, self.steps, self.position.epoch, self.epochs, metrics)
+
+    def decide(self, decisions: Iterable[Decision]) -> None:
+        """Note what controllers decided; every process does the same."""
+        for decision in decisions:
+            self.stopping |= decision is Decision.STOP
+            self.saving |= decision is Decision.SAVE

@@ -1,0 +1,127 @@
+"""The ledger: what each term was worth, read from the device without making it wait."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step was worth, on the host.
+
+    Attributes:
+        step: the optimizer step.
+        loss: the objective: the sum of the weighted terms.
+        terms: each term's unweighted mean; NaN for a term of weight zero.
+        overflow: whether a gradient was not finite.
+    """
+
+    step: int
+    loss: float
+    terms: list[float]
+    overflow: bool = False
+
+
+class Ledger:
+    """Collects the detached shares of one step's micro-batches and reads them back.
+
+    On the CPU a step's report is there at once. On an accelerator the values are copied asynchronously and the
+    report comes one step late, so that the host never waits for the step in flight.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.late = device.type == "cuda"
+        self._shares: list[Tensor] = []
+        self._weights: Sequence[float] = ()
+        self._pending: tuple[int, Sequence[float], Tensor, torch.cuda.Event] | None = None
+
+    def add(self, shares: list[Tensor], weights: Sequence[float]) -> None:
+        """Take in the shares of one micro-batch; ``weights`` are the terms' current weights."""
+        self._weights = weights
+        self._shares = shares if not self._shares else [a + b for a, b in zip(self._shares, shares, strict=True)]
+
+    def close(self, step: int, scale: Tensor | float, found: Tensor) -> StepReport | None:
+        """End a step: return the report that has become readable, if any.
+
+        Args:
+            step: the step that ends.
+            scale: the loss scale that its shares carry.
+            found: device flag, more than 0 when a gradient was not finite.
+        """
+        shares, self._shares = self._shares, []
+        if not self.late:
+            factor = 1.0 / float(scale)
+            return _report(step, self._weights, [share.item() * factor for share in shares], found.item() > 0)
+        previous = self.flush()
+        values = torch.stack([*(share.float() for share in shares), torch.as_tensor(scale, device=self.device), found])
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._pending = (step, self._weights, host, event)
+        return previous
+
+    def flush(self) -> StepReport | None:
+        """The report of the last step, waiting for it if need be."""
+        if self._pending is None:
+            return None
+        (step, weights, host, event), self._pending = self._pending, None
+        event.synchronize()
+        *shares, scale, found = host.tolist()
+        return _report(step, weights, [share / scale for share in shares], found > 0)
+
+
+def _report(step: int, weights: Sequence[float], shares: list[float], overflow: bool) -> StepReport:
+    terms = [share / weight if weight else math.nan for share, weight in zip(shares, weights, strict=True)]
+    return StepReport(step, sum(shares), terms, overflow)
+
+
+class Means:
+    """Means of step reports over a stretch of training; terms of weight zero are left out of their own mean."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start a new stretch."""
+        self.steps = 0
+        self._loss = 0.0
+        self._sums = [0.0] * len(self.names)
+        self._counts = [0] * len(self.names)
+
+    def add(self, report: StepReport) -> None:
+        """Take in one step."""
+        self.steps += 1
+        self._loss += report.loss
+        for at, value in enumerate(report.terms):
+            if not math.isnan(value):
+                self._sums[at] += value
+                self._counts[at] += 1
+
+    def values(self) -> dict[str, float]:
+        """``loss`` and each term; a term that never counted is absent."""
+        if not self.steps:
+            return {}
+        terms = {
+            name: total / count
+            for name, total, count in zip(self.names, self._sums, self._counts, strict=True)
+            if count
+        }
+        return {"loss": self._loss / self.steps, **terms}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {"steps": self.steps, "loss": self._loss, "sums": list(self._sums), "counts": list(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums."""
+        self.steps, self._loss = state["steps"], state["loss"]
+        self._sums, self._counts = list(state["sums"]), list(state["counts"])

@@ -1,0 +1,95 @@
+"""The loggers of a fit: names, instances and plain functions behind one face that never stops training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from kdengine.api import ConfigurationError, Logger, RunInfo
+from kdengine.host import Host
+
+LoggerLike: TypeAlias = str | Logger | Callable[..., Any]
+
+
+class FunctionLogger(Logger):
+    """A plain ``fn(record, step=n)`` as a logger."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
+        """Hand the record on, as a plain dict."""
+        self.fn(dict(record), step=step)
+
+
+class Loggers:
+    """Every logger of a fit. One that raises is reported once, through the others, and left alone from then on."""
+
+    def __init__(self, loggers: Mapping[str, Logger]) -> None:
+        self.active = dict(loggers)
+        self.failed: dict[str, str] = {}
+
+    def _each(self, method: str, *args: Any, **kwargs: Any) -> None:
+        for name, logger in list(self.active.items()):
+            try:
+                getattr(logger, method)(*args, **kwargs)
+            except Exception as error:
+                del self.active[name]
+                self.failed[name] = f"{type(error).__name__}: {error}"
+                self.message(f"logger {name!r} failed in {method} and is left out from here on: {self.failed[name]}")
+
+    def start(self, run: RunInfo) -> None:
+        """A fit begins or goes on."""
+        self._each("start", run)
+
+    def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
+        """One record to every logger."""
+        self._each("log", record, step=step, kind=kind)
+
+    def message(self, text: str) -> None:
+        """One line for a person."""
+        self._each("message", text)
+
+    def finish(self, status: str) -> None:
+        """The fit ended."""
+        self._each("finish", status)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by logger name."""
+        return {name: state for name, logger in self.active.items() if (state := logger.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give back each logger's state; loggers may have changed since the checkpoint."""
+        for name, logger in self.active.items():
+            if name in state:
+                logger.load_state_dict(state[name])
+
+
+def make_loggers(given: Sequence[LoggerLike] | None, host: Host, *, records: bool) -> Loggers:
+    """Instantiate the loggers of one fit.
+
+    Args:
+        given: what the user asked for; None for the console.
+        host: finds loggers by name.
+        records: whether the run directory's ``metrics.jsonl`` is written too.
+    """
+    wanted: list[LoggerLike] = ["console"] if given is None else list(given)
+    if records and "jsonl" not in wanted:
+        wanted.append("jsonl")
+    made: dict[str, Logger] = {}
+    for item in wanted:
+        name, logger = _make(item, host)
+        made[name if name not in made else f"{name}-{len(made)}"] = logger
+    return Loggers(made)
+
+
+def _make(item: LoggerLike, host: Host) -> tuple[str, Logger]:
+    if isinstance(item, str):
+        name, item = item, host.component("loggers", item).load()()
+    else:
+        name = getattr(item, "__name__", type(item).__name__.lower())
+    if isinstance(item, Logger):
+        return name, item
+    if callable(item) and not isinstance(item, type):
+        return name, FunctionLogger(item)
+    raise ConfigurationError(f"expected a logger's name, a kdengine.Logger or fn(record, step=n), got {item!r}")

@@ -1,0 +1,250 @@
+"""The training loop, from top to bottom, with every hook point.
+
+::
+
+    fit_start
+    for epoch:
+        epoch_start
+        for window of micro-batches:              one optimizer step; read ahead, so that every D is known
+            batch                                 each micro-batch, still on the host: mixup and its kin
+            step_start                            may skip the step
+            for micro-batch:
+                teacher -> teacher_output         may replace the output
+                student, losses -> loss_terms
+                backward
+            backward_end                          gradients complete
+            optimizer_step                        may skip the update
+            step_end                              may stop, or ask for a checkpoint
+            checkpoint_saved                      when one was due
+        evaluate_start, evaluate_end              may stop
+        epoch_end                                 may stop
+        checkpoint_saved
+    exception                                     when something was raised
+    fit_end
+"""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from kdengine.api import Batch, Decision
+from kdengine.engine import random
+from kdengine.engine.batching import concatenate, place, split
+from kdengine.engine.evaluate import evaluate
+from kdengine.engine.fit import Fit
+from kdengine.engine.forward import check_outputs, run_student, run_teacher
+from kdengine.engine.ledger import StepReport
+from kdengine.engine.shares import gradient_shares
+from kdengine.engine.state import save
+from kdengine.engine.update import judge, update
+
+
+def run(fit: Fit) -> None:
+    """Train from the fit's position to its last epoch."""
+    calls = fit.calls
+    if calls.fit_start is not None:
+        calls.fit_start(fit.context)
+    while fit.position.epoch < fit.epochs and not fit.stopping:
+        run_epoch(fit)
+
+
+def run_epoch(fit: Fit) -> None:
+    """One epoch, or what is left of it after a resume."""
+    position, calls = fit.position, fit.calls
+    fit.context.epoch = position.epoch
+    if position.batch == 0:
+        fit.epoch_means.clear()
+        if calls.epoch_start is not None:
+            calls.epoch_start(fit.context)
+    clock = Clock()
+    for window in fit.feed.windows(position.epoch, position.batch):
+        train_step(fit, window)
+        position.batch += len(window)
+        clock.items += sum(batch.size for batch in window)
+        if position.step % fit.settings.log_every == 0:
+            log_training(fit, clock)
+        if fit.saving or checkpoint_due(fit):
+            fit.seconds += clock.lap()
+            save(fit)
+        if fit.stopping:
+            break
+    else:
+        end_epoch(fit, clock)
+    fit.seconds += clock.lap()
+
+
+def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
+    """One optimizer step over a window of micro-batches; returns the report that has become readable."""
+    calls, context = fit.calls, fit.step_context
+    context.step, context.epoch = fit.position.step, fit.position.epoch
+    if fit.objective.has_schedules:
+        fit.objective.advance(fit.progress())
+    window = prepare(fit, window)
+    if calls.step_start is not None and Decision.SKIP in calls.step_start(context):
+        fit.skipped += 1
+        return finish_step(fit, None)
+    scale = fit.precision.scale
+    gather_gradients(fit, window, scale)
+    if calls.backward_end is not None:
+        calls.backward_end(context)
+    return finish_step(fit, update(fit, scale))
+
+
+def prepare(fit: Fit, window: list[Batch]) -> list[Batch]:
+    """Batch transforms over the whole step's batch, then the ``batch`` hook on each micro-batch, on the host."""
+    if fit.transforms:
+        whole = concatenate(window)
+        for position, transform in enumerate(fit.transforms):
+            whole = transform(whole, random.generator(fit.settings.seed, "batch", position, fit.position.step))
+        window = split(whole, [batch.size for batch in window])
+    if fit.calls.batch is not None:
+        window = [contribute_batch(fit, micro, batch) for micro, batch in enumerate(window)]
+    return window
+
+
+def contribute_batch(fit: Fit, micro: int, batch: Batch) -> Batch:
+    """What the ``batch`` hook makes of a micro-batch."""
+    context = fit.step_context
+    context.micro, context.batch = micro, batch
+    assert fit.calls.batch is not None
+    fit.calls.batch(context)
+    return context.batch
+
+
+def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> None:
+    """Forward and backward of every micro-batch; every D is known before the first forward."""
+    objective, models = fit.objective, fit.models
+    masks = [objective.masks(batch) for batch in window]
+    counts = [objective.count(batch, mask) for batch, mask in zip(window, masks, strict=True)]
+    divisors = fit.runtime.sum_counts([sum(column) for column in zip(*counts, strict=True)])
+    if models.guard is not None:
+        models.guard.check()
+    for micro, host_batch in enumerate(window):
+        batch = place(host_batch, fit.runtime.device)
+        with fit.runtime.accumulate(micro == len(window) - 1):
+            run_models(fit, micro, batch)
+            with fit.precision.losses():
+                total, shares = objective.evaluate(batch, masks[micro], counts[micro], divisors, scale)
+            if fit.calls.loss_terms is not None:
+                fit.step_context.terms = dict(zip(objective.names, shares, strict=True))
+                fit.calls.loss_terms(fit.step_context)
+            total.backward()  # type: ignore[no-untyped-call]
+        fit.ledger.add(shares, objective.term_weights)
+    fit.sample = window[-1]
+
+
+def run_models(fit: Fit, micro: int, batch: Batch) -> None:
+    """Teacher, then student; their outputs end up on the batch."""
+    models, context = fit.models, fit.step_context
+    context.micro, context.batch = micro, batch
+    if models.teach:
+        context.output = run_teacher(models, fit.precision, batch)
+        if fit.calls.teacher_output is not None:
+            fit.calls.teacher_output(context)
+        batch.teacher = context.output
+    batch.student = run_student(models, fit.precision, batch)
+    if models.align is not None and models.teach:
+        models.align(batch)
+    if not fit.checked:
+        check_outputs(fit, batch)
+        fit.checked = True
+
+
+def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
+    """What follows every step, updated or not."""
+    fit.optimizer.zero_grad()
+    if fit.lr_scheduler is not None and not fit.lr_waits:
+        fit.lr_scheduler.step()
+    if fit.models.average is not None:
+        fit.models.average.update_parameters(fit.models.student)
+    if fit.models.source is not None and fit.models.source.evolving:
+        fit.models.source.update(fit.models.student)
+    if report is not None:
+        fit.interval.add(report)
+        fit.epoch_means.add(report)
+    fit.position.step += 1
+    fit.context.step = fit.position.step
+    if fit.calls.step_end is not None:
+        fit.decide(fit.calls.step_end(fit.step_context))
+    return report
+
+
+def end_epoch(fit: Fit, clock: Clock) -> None:
+    """Evaluation, the epoch's record, the hook, the checkpoint."""
+    last = fit.ledger.flush()
+    if last is not None and judge(fit, last):
+        fit.epoch_means.add(last)
+    number = fit.position.epoch + 1
+    record: dict[str, float | None] = {
+        "epoch": number,
+        "step": fit.position.step,
+        **fit.epoch_means.values(),
+        "lr": learning_rate(fit),
+    }
+    if fit.evaluation is not None and (number % fit.settings.evaluate_every == 0 or number == fit.epochs):
+        record.update(evaluate_and_log(fit))
+    fit.history.append(record)
+    if fit.calls.epoch_end is not None:
+        fit.decide(fit.calls.epoch_end(fit.context))
+    fit.position.epoch, fit.position.batch = number, 0
+    fit.seconds += clock.lap()
+    save(fit)
+
+
+def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
+    """Evaluate, sample the terms' gradient shares, log both, and tell a scheduler that waits for a metric."""
+    values = evaluate(fit)
+    record: dict[str, float | None] = {"epoch": fit.position.epoch + 1, **values}
+    if fit.settings.gradient_shares and fit.sample is not None:
+        shares = gradient_shares(fit, place(fit.sample, fit.runtime.device))
+        record.update({f"gradient_share.{name}": share for name, share in shares.items()})
+    fit.loggers.log(record, step=fit.position.step, kind="evaluate")
+    if fit.lr_waits and (watched := values.get(fit.settings.monitor or next(iter(values)))) is not None:
+        fit.lr_scheduler.step(watched)
+    return values
+
+
+def log_training(fit: Fit, clock: Clock) -> None:
+    """One record of means since the last."""
+    record = {
+        "epoch": fit.position.epoch + 1,
+        **fit.interval.values(),
+        **fit.objective.scalars(),
+        "lr": learning_rate(fit),
+        "items_per_second": clock.rate(),
+    }
+    fit.interval.clear()
+    fit.loggers.log(record, step=fit.position.step, kind="train")
+
+
+def learning_rate(fit: Fit) -> float:
+    """The first parameter group's learning rate."""
+    return float(fit.optimizer.param_groups[0]["lr"])
+
+
+def checkpoint_due(fit: Fit) -> bool:
+    """Whether the policy asks for a checkpoint after this step; epochs save on their own."""
+    every = fit.settings.checkpoint_every
+    return every is not None and fit.position.step % every == 0
+
+
+class Clock:
+    """Wall time and items since the last look."""
+
+    def __init__(self) -> None:
+        self.items = 0
+        self._lap = self._rate = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._lap = now - self._lap, now
+        return seconds
+
+    def rate(self) -> float:
+        """Items per second since the last call."""
+        now = time.perf_counter()
+        rate, self.items, self._rate = self.items / max(now - self._rate, 1e-9), 0, now
+        return rate

@@ -1,0 +1,128 @@
+"""The run directory: what a finished fit leaves behind, and reading it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdengine._version import __version__
+from kdengine.api import CheckpointError, ConfigurationError
+from kdengine.engine import files
+from kdengine.ops import backend_info
+
+SUMMARY = "summary.json"
+RECORDS = "metrics.jsonl"
+STUDENT = "student.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read back.
+
+    Attributes:
+        path: the directory.
+        summary: ``summary.json``.
+        records: the lines of ``metrics.jsonl``, oldest first.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    def student(self) -> dict[str, Tensor]:
+        """The student's state dict, from ``student.safetensors``."""
+        return safetensors.torch.load_file(self.path / STUDENT)
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run directory.
+
+    Args:
+        path: a directory that a fit or ``kdengine run`` wrote.
+
+    Raises:
+        CheckpointError: it is no run directory, or the run is not finished.
+    """
+    path = Path(path)
+    summary = read_summary(path)
+    if summary is None:
+        raise CheckpointError(f"{path} holds no {SUMMARY}: not a run directory, or its run is not finished")
+    return Run(path, summary, read_records(path / RECORDS))
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """A run's summary, or None when there is none yet."""
+    file = path / SUMMARY
+    if not file.is_file():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    return summary
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a torn last line, left by a kill, is passed over."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def claim(out: Path, *, resume: bool) -> None:
+    """Make a run directory, or refuse one that another fit has used.
+
+    Raises:
+        ConfigurationError: the directory holds a run and ``resume`` is not asked for.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"the run directory {out} is a file")
+    taken = [name for name in (SUMMARY, CHECKPOINTS, RECORDS) if (out / name).exists()]
+    if taken and not resume:
+        raise ConfigurationError(
+            f"the run directory {out} already holds a run ({', '.join(taken)}); choose another, "
+            "or go on with it by resume='auto' (--resume on the command line)"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / CHECKPOINTS):
+        files.sweep(folder)
+
+
+def export_student(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a module's state dict as plain safetensors; tied tensors are written once each."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    files.write_bytes(path, safetensors.torch.save(state, {"format": "pt", **(metadata or {})}))
+
+
+def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
+    """What a summary says about where its numbers come from."""
+    return {
+        "kdengine": __version__,
+        "torch": str(torch.__version__),
+        "backend": backend_info().name,
+        "plugins": dict(plugins),
+    }
+
+
+def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``, whole or not at all."""
+    files.write_json(out / SUMMARY, dict(summary))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

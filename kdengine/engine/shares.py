@@ -1,0 +1,42 @@
+"""Each term's share of the gradient, sampled without disturbing training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdengine.api import Batch
+from kdengine.engine import random
+from kdengine.engine.evaluate import evaluation_mode
+from kdengine.engine.fit import Fit
+from kdengine.engine.forward import run_student, run_teacher
+
+
+def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
+    """``|g_i| / sum_j |g_j|`` where g_i is the gradient of term i on the student's parameters.
+
+    Measured on one training batch with the student in evaluation mode, so that neither batch statistics nor the
+    random state move.
+    """
+    parameters = [p for p in fit.models.student.parameters() if p.requires_grad]
+    names = fit.objective.names
+    with random.preserved(), evaluation_mode(fit.models.student):
+        if fit.models.teach:
+            batch.teacher = run_teacher(fit.models, fit.precision, batch)
+        batch.student = run_student(fit.models, fit.precision, batch, model=fit.models.student)
+        norms = [_norm(fit, batch, position, parameters) for position in range(len(names))]
+    total = sum(norms)
+    return {name: norm / total for name, norm in zip(names, norms, strict=True)} if total > 0 else {}
+
+
+def _norm(fit: Fit, batch: Batch, position: int, parameters: list[torch.nn.Parameter]) -> float:
+    masks = fit.objective.masks(batch)
+    counts = fit.objective.count(batch, masks)
+    only = [count if at == position else 0 for at, count in enumerate(counts)]
+    with fit.precision.losses():
+        total, _ = fit.objective.evaluate(batch, masks, counts, only)
+    if not total.requires_grad:
+        return 0.0
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -1,0 +1,209 @@
+"""What a checkpoint of a fit holds, and how a fit goes back to one."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdengine._version import __version__
+from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
+from kdengine.engine import checkpoint, codec, random
+from kdengine.engine.fit import Fit, Position
+
+HORIZON_FREE = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_schedulers")
+"""What of an LR scheduler's state survives a change of the number of steps."""
+
+
+def collect(fit: Fit) -> dict[str, Any]:
+    """Everything that the next step depends on, as a tree for the codec."""
+    models = fit.models
+    return {
+        **_trained(fit),
+        "lr_scheduler": None if fit.lr_scheduler is None else fit.lr_scheduler.state_dict(),
+        "schedules": {name: schedule.state_dict() for name, schedule in fit.objective.scheduled.items()},
+        "teacher": models.source.state_dict() if models.source is not None and models.source.evolving else None,
+        "plugins": {name: plugin.state_dict() for name, plugin in fit.stateful.items()},
+        "loggers": fit.loggers.state_dict(),
+        "position": {"epoch": fit.position.epoch, "batch": fit.position.batch, "step": fit.position.step},
+        "steps": fit.steps,
+        "epochs": fit.epochs,
+        "random": random.capture(),
+        "epoch_random": fit.feed.epoch_state,
+        "interval": fit.interval.state_dict(),
+        "epoch_means": fit.epoch_means.state_dict(),
+        "latest": fit.latest,
+        "best": fit.best,
+        "history": fit.history,
+        "skipped": fit.skipped,
+        "seconds": fit.seconds,
+        "stopped": fit.stopping,
+    }
+
+
+def _trained(fit: Fit) -> dict[str, Any]:
+    """What an update changes."""
+    average = fit.models.average
+    return {
+        "student": dict(fit.models.student.state_dict()),
+        "optimizer": fit.optimizer.state_dict(),
+        "losses": dict(fit.objective.modules.state_dict()),
+        "precision": fit.precision.state_dict(),
+        "average": None if average is None else dict(average.state_dict()),
+    }
+
+
+def check_storable(fit: Fit) -> None:
+    """Refuse, before training, state that no checkpoint could hold; the message names its owner and key."""
+    try:
+        codec.encode({"state": collect(fit), "meta": describe(fit)})
+    except codec.UnsupportedState as error:
+        raise ConfigurationError(f"the state of this fit cannot be checkpointed: {error}") from error
+
+
+def save(fit: Fit) -> Path | None:
+    """Write a checkpoint into the run directory; nothing without one."""
+    fit.saving = False
+    if fit.out is None or not fit.runtime.is_main:
+        return None
+    step = fit.position.step
+    path = checkpoint.save(directory(fit.out), step, collect(fit), meta=describe(fit), replace=True)
+    checkpoint.prune(directory(fit.out), fit.settings.keep, keep=() if fit.best is None else {fit.best["step"]})
+    if fit.calls.checkpoint_saved is not None:
+        fit.calls.checkpoint_saved(CheckpointContext(fit.context, path, step))
+    return path
+
+
+def directory(out: Path) -> Path:
+    """Where a run directory keeps its checkpoints."""
+    return out / "checkpoints"
+
+
+def describe(fit: Fit) -> dict[str, Any]:
+    """The manifest's meta: who wrote the checkpoint, for which fit, on what."""
+    return {"kdengine": __version__, "fingerprint": fingerprint(fit.runtime.device), "fit": signature(fit)}
+
+
+def fingerprint(device: torch.device) -> dict[str, Any]:
+    """What bit equality depends on beside the checkpoint itself."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": str(torch.__version__),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def signature(fit: Fit) -> dict[str, Any]:
+    """What must be the same when a fit is resumed."""
+    loader = fit.feed.loader
+    order = getattr(loader, "order", None)
+    return {
+        "name": fit.settings.name,
+        "student": _shape_of(fit.models.student),
+        "losses": {label: type(loss).__name__ for label, loss in fit.objective.losses.items()},
+        "weights": {k: v for k, v in fit.objective.weights.items() if f"weights.{k}" not in fit.objective.schedules},
+        "optimizer": type(fit.optimizer).__name__,
+        "lr_scheduler": type(fit.lr_scheduler).__name__,
+        "precision": fit.precision.name,
+        "accumulate": fit.feed.accumulate,
+        "clip": fit.settings.clip,
+        "seed": fit.settings.seed,
+        "batch_transforms": [type(transform).__name__ for transform in fit.transforms],
+        "steps_per_epoch": fit.feed.steps_per_epoch,
+        "data": None if order is None else {"items": order.items, "batch_size": order.batch_size, "seed": order.seed},
+    }
+
+
+def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
+    return {"class": type(student).__name__, "parameters": sum(p.numel() for p in student.parameters())}
+
+
+def resume(fit: Fit) -> bool:
+    """Go back to the newest undamaged checkpoint; False when there is none.
+
+    Raises:
+        CheckpointError: the checkpoint is of another fit; every difference is listed.
+    """
+    assert fit.out is not None
+    path = checkpoint.find_latest(directory(fit.out), on_damaged=lambda _, error: fit.loggers.message(
+        f"damaged checkpoint, using the one before: {error}"
+    ))  # fmt: skip
+    if path is None:
+        return False
+    tree, meta = checkpoint.load(path)
+    _compare(meta["fit"], signature(fit), path)
+    changed = _differences(meta["fingerprint"], fingerprint(fit.runtime.device))
+    if changed:
+        fit.loggers.message(f"resuming without the promise of equal bits: {'; '.join(changed)}")
+    if not fit.feed.exact:
+        fit.loggers.message("resuming a loader of your own: its consumed batches are read again and dropped")
+    restore(fit, tree)
+    checkpoint.drop_after(directory(fit.out), fit.position.step)
+    return True
+
+
+def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> None:
+    changed = _differences(stored, present)
+    if changed:
+        raise CheckpointError(
+            f"{path} belongs to another fit: {'; '.join(changed)}. On resume epochs, workers, device, loggers and "
+            "checkpoint policy may change; for anything else start a new run directory"
+        )
+
+
+def _differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    keys = sorted({*stored, *present})
+    return [f"{k} was {stored.get(k)!r}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
+
+
+def restore(fit: Fit, tree: dict[str, Any]) -> None:
+    """Set a fit to what :func:`collect` gave; the random state comes last."""
+    _restore_trained(fit, tree)
+    if fit.lr_scheduler is not None and tree["lr_scheduler"] is not None:
+        fit.lr_scheduler.load_state_dict(_fitting(tree["lr_scheduler"], tree["steps"] == fit.steps))
+    for name, schedule in fit.objective.scheduled.items():
+        schedule.load_state_dict(tree["schedules"].get(name, {}))
+    if tree["teacher"] is not None and fit.models.source is not None:
+        fit.models.source.load_state_dict(tree["teacher"])
+    for name, plugin in fit.stateful.items():
+        if name in tree["plugins"]:
+            plugin.load_state_dict(tree["plugins"][name])
+    fit.loggers.load_state_dict(tree["loggers"])
+    fit.position = Position(**tree["position"])
+    fit.feed.epoch_state = tree["epoch_random"]
+    fit.interval.load_state_dict(tree["interval"])
+    fit.epoch_means.load_state_dict(tree["epoch_means"])
+    fit.latest, fit.best, fit.history = tree["latest"], tree["best"], tree["history"]
+    fit.skipped, fit.seconds = tree["skipped"], tree["seconds"]
+    fit.stopping = tree["stopped"] and fit.epochs <= tree["epochs"]
+    fit.context.step, fit.context.epoch = fit.position.step, fit.position.epoch
+    random.restore(tree["random"])
+
+
+def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
+    fit.models.student.load_state_dict(tree["student"])
+    fit.optimizer.load_state_dict(tree["optimizer"])
+    fit.objective.modules.load_state_dict(tree["losses"])
+    fit.precision.load_state_dict(tree["precision"])
+    if fit.models.average is not None and tree["average"] is not None:
+        fit.models.average.load_state_dict(tree["average"])
+
+
+def _fitting(state: dict[str, Any], same_horizon: bool) -> dict[str, Any]:
+    """The scheduler's state; without its horizon when the number of steps has changed."""
+    return state if same_horizon else {key: state[key] for key in HORIZON_FREE if key in state}
+
+
+def rollback(fit: Fit) -> None:
+    """Take weights, optimizer and averages from the newest checkpoint; the position goes on."""
+    assert fit.out is not None
+    path = checkpoint.find_latest(directory(fit.out), on_damaged=lambda _, error: fit.loggers.message(str(error)))
+    if path is None:
+        raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
+    _restore_trained(fit, checkpoint.load(path)[0])
+    fit.loggers.message(f"rolled back to {path.name}")

@@ -1,0 +1,152 @@
+"""The frozen teacher: a live module as a source, and the guard that proves it stayed as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdengine.api import ConfigurationError, TeacherSource
+from kdengine.api.batch import Batch, first_tensor
+from kdengine.engine.batching import call_model, move
+
+
+class LiveTeacher(TeacherSource):
+    """A module that runs beside the student, frozen.
+
+    Args:
+        module: the teacher.
+        device: where it runs; None for the student's device.
+        dtype: floating type of its parameters and inputs; None leaves them.
+        transform: applied to the inputs before the teacher sees them (another normalisation or size).
+        compile: whether to run it under ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.module = module
+        self.device = None if device is None else torch.device(device)
+        self.dtype = dtype
+        self.transform = transform
+        self.compile = compile
+
+    def modules(self) -> list[nn.Module]:
+        """The module itself."""
+        return [self.module]
+
+    def place(self, device: torch.device) -> None:
+        """Freeze the module and move it."""
+        self.module.eval().requires_grad_(False).to(device=self.device or device, dtype=self.dtype)
+        if self.compile:
+            self.module.compile()
+
+    def forward(self, batch: Batch) -> Any:
+        """Run the module; its output comes back to the batch's device when it runs on another."""
+        inputs = batch.inputs if self.transform is None else self.transform(batch.inputs)
+        if self.device is None and self.dtype is None:
+            return call_model(self.module, inputs)
+        home = _device_of(inputs)
+        output = call_model(self.module, _cast(move(inputs, self.device or home), self.dtype))
+        return move(output, home)
+
+
+def _device_of(inputs: Any) -> torch.device:
+    tensor = first_tensor(inputs)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
+        return value.to(dtype)
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value
+
+
+def as_source(teacher: nn.Module | TeacherSource | None) -> TeacherSource | None:
+    """A module becomes a :class:`LiveTeacher`; a source and None stay as they are."""
+    if teacher is None or isinstance(teacher, TeacherSource):
+        return teacher
+    if isinstance(teacher, nn.Module):
+        return LiveTeacher(teacher)
+    raise ConfigurationError(
+        f"teacher must be an nn.Module, a kdengine.TeacherSource or None, got {type(teacher).__name__}"
+    )
+
+
+class FrozenGuard:
+    """Checks that frozen modules stay frozen: cheaply at each step, to the bit over a whole fit.
+
+    Args:
+        roots: the teacher's modules; none for a cache or an evolving source.
+        student: the model that trains; it must share no parameter with the teacher.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module], student: nn.Module) -> None:
+        self.roots = list(roots)
+        self._modules = [module for root in self.roots for module in root.modules()]
+        shared = {id(p) for p in student.parameters()} & {id(p) for root in self.roots for p in root.parameters()}
+        if shared:
+            raise ConfigurationError(
+                f"student and teacher share {len(shared)} parameter tensors: a frozen teacher cannot be part of what "
+                "trains; give the teacher a copy (copy.deepcopy)"
+            )
+        self._before = state_hash(self.roots)
+
+    def check(self) -> None:
+        """Raise when a teacher module has been put into training mode."""
+        for module in self._modules:
+            if module.training:
+                raise ConfigurationError(
+                    f"the frozen teacher's {type(module).__name__} was put into training mode during the fit; "
+                    "a teacher that trains must be a TeacherSource with evolving = True"
+                )
+
+    def confirm(self) -> None:
+        """Raise when the teacher's parameters or buffers are not what they were at the start."""
+        if any(p.requires_grad for root in self.roots for p in root.parameters()):
+            raise ConfigurationError("a parameter of the frozen teacher was set to require a gradient during the fit")
+        if state_hash(self.roots) != self._before:
+            raise ConfigurationError(
+                "the frozen teacher's parameters or buffers changed during the fit; something else writes to them "
+                "(a shared module, a hook, an optimizer that holds its parameters)"
+            )
+
+
+def state_hash(modules: Iterable[nn.Module]) -> int:
+    """A 64-bit hash of every parameter and buffer, computed where they live and sensitive to order.
+
+    Each tensor's bits, read as integers ``b_i``, give ``sum_i b_i * (2 i + 1)`` modulo 2**64; tensors are folded
+    in order, each step multiplying by an odd constant.
+    """
+    folded = 0
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            folded = (folded * _ODD + _tensor_hash(tensor) + 1) % 2**64
+    return folded
+
+
+_ODD = 0x9E3779B97F4A7C15
+_CHUNK = 1 << 22
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _tensor_hash(tensor: Tensor) -> int:
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).view(-1)
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for start in range(0, flat.numel(), _CHUNK):
+        bits = flat[start : start + _CHUNK].view(_INTEGERS[flat.element_size()]).to(torch.int64)
+        position = torch.arange(start, start + bits.numel(), device=bits.device)
+        total += (bits * (2 * position + 1)).sum()
+    return int(total) % 2**64

@@ -1,0 +1,92 @@
+"""The optimizer step: finite or not at all."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from kdengine.api import Decision, NonFiniteError
+from kdengine.engine.fit import Fit
+from kdengine.engine.ledger import StepReport
+from kdengine.engine.state import rollback
+
+
+def update(fit: Fit, scale: Tensor | float) -> StepReport | None:
+    """Apply the gradients of one step, unless they or the loss are not finite or a controller says so.
+
+    Gradients and loss are inspected on the device. On the CPU the answer is there at once. On an accelerator a
+    fused optimizer leaves the update out on the device and the report comes one step late; any other optimizer
+    pays one synchronization.
+
+    Returns:
+        the report that has become readable: of this step on the CPU, of the one before on an accelerator.
+    """
+    gradients = [parameter.grad for parameter in fit.parameters if parameter.grad is not None]
+    if fit.precision.scaler is not None:
+        fit.precision.scaler.unscale_(fit.optimizer)
+    else:
+        find_nonfinite(gradients, fit.found)
+    report = fit.ledger.close(fit.position.step, scale, fit.found)
+    intact = report is None or judge(fit, report)
+    if fit.settings.clip is not None:
+        fit.step_context.gradient_norm = nn.utils.clip_grad_norm_(fit.parameters, fit.settings.clip)
+    skip = fit.calls.optimizer_step is not None and Decision.SKIP in fit.calls.optimizer_step(fit.step_context)
+    if not skip and (intact or fit.ledger.late):
+        _step(fit)
+    if fit.precision.scaler is not None:
+        fit.precision.scaler.update()
+    return report
+
+
+def _step(fit: Fit) -> None:
+    """Step the optimizer, gated by ``found`` where it supports that and by the host where it does not."""
+    if fit.precision.scaler is not None:
+        fit.precision.scaler.step(fit.optimizer)
+    elif fit.ledger.late and getattr(fit.optimizer, "_step_supports_amp_scaling", False):
+        fit.optimizer.found_inf = fit.found  # type: ignore[attr-defined]  # how fused optimizers are gated
+        fit.optimizer.step()
+        del fit.optimizer.found_inf  # type: ignore[attr-defined]
+    elif not (fit.ledger.late and fit.found.item()):
+        fit.optimizer.step()
+
+
+def find_nonfinite(gradients: list[Tensor], found: Tensor) -> None:
+    """Set ``found`` to 1 when any gradient has a NaN or infinity, else to 0, without synchronizing.
+
+    Uses the kernel behind ``GradScaler.unscale_`` with a scale of one: a single call that reads every gradient once.
+    """
+    found.zero_()
+    one = torch.ones((), device=found.device)
+    for _, group in groupby(gradients, key=lambda gradient: (gradient.device, gradient.dtype)):
+        values = [gradient._values() if gradient.is_sparse else gradient for gradient in group]
+        torch._amp_foreach_non_finite_check_and_unscale_(values, found, one)
+
+
+def judge(fit: Fit, report: StepReport) -> bool:
+    """Act on a step's report: True when its values are finite, else what the policy says.
+
+    Raises:
+        NonFiniteError: policy ``raise``; the weights are those of before the step.
+    """
+    if math.isfinite(report.loss) and not (report.overflow and fit.precision.scaler is None):
+        return True
+    names = [
+        name
+        for name, value in zip(fit.objective.names, report.terms, strict=True)
+        if not math.isfinite(value) and fit.objective.weights[name.split(".")[0]]
+    ]
+    what = f"loss term {', '.join(names)} is not finite" if names else "a gradient is not finite"
+    where = f"at step {report.step + 1} (epoch {fit.position.epoch + 1})"
+    if fit.settings.nonfinite == "raise":
+        raise NonFiniteError(
+            f"{what} {where}; the weights are those of before the step. Lower the learning rate or the temperature, "
+            "clip gradients (clip=1.0), or choose nonfinite='skip' or 'rollback'"
+        )
+    fit.skipped += 1
+    fit.loggers.message(f"{what} {where}: policy {fit.settings.nonfinite}, {fit.skipped} so far")
+    if fit.settings.nonfinite == "rollback":
+        rollback(fit)
+    return False

@@ -1,0 +1,161 @@
+"""From a plan to the arguments of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdengine.api import ConfigurationError, TeacherSource
+from kdengine.engine.assembly import Named
+from kdengine.engine.engine import Engine
+from kdengine.engine.loggers import LoggerLike
+from kdengine.recipe.data import Data
+from kdengine.recipe.plan import Bound, MakeSchedule, Plan
+from kdengine.recipe.rates import make_rate
+from kdengine.recipe.schema import LRScheduleTable, OptimizerTable
+
+
+def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> Callable[[Named], torch.optim.Optimizer]:
+    """A factory for the engine, with parameter groups by name pattern.
+
+    Each parameter joins the first group whose ``match`` (shell pattern) fits its name; the rest form the last group.
+    """
+
+    def factory(named: Named) -> torch.optim.Optimizer:
+        groups = [{key: value for key, value in group.items() if key != "match"} for group in table.groups]
+        members: list[list[nn.Parameter]] = [[] for _ in range(len(groups) + 1)]
+        for name, parameter in named:
+            matches = (at for at, group in enumerate(table.groups) if fnmatchcase(name, group["match"]))
+            members[next(matches, len(groups))].append(parameter)
+        for group, parameters in zip(table.groups, members, strict=False):
+            if not parameters:
+                raise ConfigurationError(f"optimizer.groups: no parameter's name matches {group['match']!r}")
+        filled = [{**options, "params": held} for options, held in zip([*groups, {}], members, strict=True) if held]
+        made = bound.factory(filled, **{**bound.values, **override})
+        assert isinstance(made, torch.optim.Optimizer)
+        return made
+
+    return factory
+
+
+def make_engine(
+    plan: Plan,
+    data: Data,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    *,
+    name: str,
+    seed: int,
+    out: Path | None,
+    steps_per_epoch: int,
+    loggers: list[LoggerLike],
+    alone: bool = False,
+    trace_hooks: bool = False,
+) -> Engine:
+    """The engine of one fit of a run.
+
+    Args:
+        plan: the checked recipe.
+        data: its data.
+        student: the model that trains.
+        teacher: the frozen teacher, or None.
+        name: of the fit.
+        seed: of the fit.
+        out: its run directory.
+        steps_per_epoch: optimizer steps per epoch.
+        loggers: its loggers.
+        alone: leave out every loss that needs the teacher, and give what is left a weight of one.
+        trace_hooks: time the callbacks.
+    """
+    recipe, train = plan.recipe, plan.recipe.train
+    losses = {label: bound() for label, bound in plan.losses.items()}
+    weights = {
+        label: weight() if isinstance(weight, MakeSchedule) else weight for label, weight in plan.weights.items()
+    }
+    if alone:
+        losses = {label: loss for label, loss in losses.items() if not loss.needs.teacher}
+        weights = {}
+    return Engine(
+        student,
+        teacher if teacher is None else wrap_teacher(plan, teacher),
+        losses=losses,
+        weights=weights,
+        optimizer=optimizer_factory(plan.optimizer, recipe.optimizer),
+        lr_scheduler=make_rate(recipe.lr_schedule, steps_per_epoch),
+        metrics={name: bound() for name, bound in plan.metrics.items() if teacher is not None or not _teaches(bound)},
+        loggers=loggers,
+        batch_transforms=[bound(**data.facts) for bound in plan.batch_transforms.values()],
+        plugins=plan.host,
+        precision=train.precision,
+        accumulate=train.accumulate,
+        clip=train.clip,
+        ema=train.ema,
+        compile=train.compile,
+        classes=train.classes,
+        nonfinite=train.nonfinite,
+        device=train.device,
+        seed=seed,
+        out=out,
+        name=name,
+        log_every=train.log_every,
+        evaluate_every=recipe.evaluate.every,
+        checkpoint_every=train.checkpoint_every,
+        keep=train.keep,
+        monitor=recipe.evaluate.monitor,
+        gradient_shares=True,
+        trace_hooks=trace_hooks,
+    )
+
+
+def _teaches(metric: Bound) -> bool:
+    return bool(getattr(metric.factory, "needs_teacher", False))
+
+
+def wrap_teacher(plan: Plan, teacher: nn.Module) -> nn.Module | TeacherSource:
+    """The teacher behind the source that the recipe names, or as it is."""
+    if plan.teacher_source is None:
+        return teacher
+    source: TeacherSource = plan.teacher_source(teacher)
+    return source
+
+
+def teacher_engine(
+    plan: Plan, data: Data, teacher: nn.Module, *, out: Path | None, steps_per_epoch: int, loggers: list[LoggerLike]
+) -> Engine:
+    """The engine that trains the teacher on labels alone, as its ``train`` table says."""
+    table = plan.recipe.teacher
+    assert table is not None
+    assert table.train is not None, "only a teacher with a train table is trained"
+    training = table.train
+    optimizer = training.optimizer or plan.recipe.optimizer
+    rate: LRScheduleTable = training.lr_schedule or plan.recipe.lr_schedule
+    bound = plan.optimizer
+    if training.optimizer is not None:
+        bound = Bound(
+            plan.host.component("optimizers", optimizer.use),
+            plan.host.component("optimizers", optimizer.use).load(),
+            optimizer.arguments,
+            plan.optimizer.known,
+        )
+    override = {} if training.lr is None else {"lr": training.lr}
+    cross_entropy = plan.host.component("losses", "builtin:ce").load()
+    return Engine(
+        teacher,
+        losses={"ce": cross_entropy(label_smoothing=training.label_smoothing)},
+        optimizer=optimizer_factory(bound, optimizer, **override),
+        lr_scheduler=make_rate(rate, steps_per_epoch),
+        metrics={name: bound() for name, bound in plan.metrics.items() if not _teaches(bound)},
+        batch_transforms=[bound(**data.facts) for bound in plan.batch_transforms.values()],
+        loggers=loggers,
+        precision=plan.recipe.train.precision,
+        device=plan.recipe.train.device,
+        seed=training.seed,
+        out=out,
+        name="teacher",
+        log_every=plan.recipe.train.log_every,
+    )

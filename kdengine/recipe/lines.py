@@ -1,0 +1,47 @@
+"""On which line of a TOML text a key stands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+_HEADER = re.compile(r"^\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?$")
+_ASSIGNMENT = re.compile(r"^\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+
+
+def find_line(text: str, path: tuple[str, ...]) -> int | None:
+    r"""The line (from 1) of the deepest part of ``path`` that the text names; None when it names none.
+
+    A key inside an inline table is found on the line of its table.
+
+    >>> find_line("a = 1\n[b]\nc = { d = 2 }", ("b", "c", "d"))
+    3
+    """
+    best: tuple[int, int] | None = None
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = _keys(header[1])
+            named = table
+        elif assignment := _ASSIGNMENT.match(line):
+            named = (*table, *_keys(assignment[1]))
+        else:
+            continue
+        if path[: len(named)] == named and (best is None or len(named) > best[0]):
+            best = (len(named), number)
+    return None if best is None else best[1]
+
+
+def _keys(dotted: str) -> tuple[str, ...]:
+    """The parts of a dotted key, as TOML itself reads them."""
+    value: Any
+    try:
+        value = tomllib.loads(f"{dotted.strip()} = 0")
+    except tomllib.TOMLDecodeError:
+        return (dotted.strip(),)
+    keys = []
+    while isinstance(value, dict):
+        key, value = next(iter(value.items()))
+        keys.append(key)
+    return tuple(keys)

@@ -1,0 +1,179 @@
+"""From a file or a shipped name, with overrides, to a validated :class:`Recipe`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from kdengine.api import ConfigurationError
+from kdengine.api.errors import nearest
+from kdengine.recipe.problems import MISSING, Problem, RecipeError
+from kdengine.recipe.schema import VERSION, Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe's text and where it comes from.
+
+    Attributes:
+        title: for messages: the path, or the shipped name.
+        text: the TOML text.
+        folder: against which the recipe's plugin paths are read.
+    """
+
+    title: str
+    text: str
+    folder: Path
+
+
+def shipped() -> dict[str, str]:
+    """The recipes that come with kdengine: name -> text."""
+    folder = resources.files("kdengine") / "recipes"
+    found = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def find(recipe: str | Path) -> Source:
+    """A recipe by path, or by the name of a shipped one.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return Source(str(path), path.read_text(encoding="utf-8"), path.parent)
+    known = shipped()
+    if str(recipe) in known:
+        return Source(f"recipe {recipe}", known[str(recipe)], Path())
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise ConfigurationError(f"there is no recipe file {path}")
+    raise ConfigurationError(
+        f"there is no recipe {str(recipe)!r}; {nearest(str(recipe), known)}; or give a file's path"
+    )
+
+
+def load(recipe: str | Path | Source, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe's own keys.
+
+    Args:
+        recipe: path, shipped name or source.
+        overrides: ``key.path=value`` with a TOML value; a bare word is a string.
+
+    Raises:
+        RecipeError: every problem at once, with line numbers.
+    """
+    source = recipe if isinstance(recipe, Source) else find(recipe)
+    try:
+        tree = tomllib.loads(source.text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source.title} is not valid TOML: {error}") from error
+    for override in overrides:
+        apply_override(tree, override)
+    _check_version(source, tree)
+    tree.setdefault("name", Path(source.title).stem if source.folder != Path() else source.title.split()[-1])
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(source.title, [_problem(item) for item in error.errors()], source.text) from error
+
+
+def _check_version(source: Source, tree: Mapping[str, Any]) -> None:
+    version = tree.get("version", MISSING)
+    if version is MISSING:
+        problem = Problem(("version",), f"a recipe begins with version = {VERSION}")
+        raise RecipeError(source.title, [problem], source.text)
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        what = "a newer kdengine (pip install -U kdengine)" if newer else f"version = {VERSION}"
+        problem = Problem(("version",), f"this kdengine reads recipes of version {VERSION}; expected {what}", version)
+        raise RecipeError(source.title, [problem], source.text)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one ``key.path=value`` in a recipe's tree, in place.
+
+    Raises:
+        ConfigurationError: it has no ``=``, or a key on the way is not a table.
+    """
+    path, equals, raw = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigurationError(f"--set expects key=value, such as losses.kd.temperature=2; got {override!r}")
+    for position, key in enumerate(keys[:-1]):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigurationError(f"--set {override}: {'.'.join(keys[: position + 1])} is no table")
+    tree[keys[-1]] = _value(raw.strip())
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+_SAID = {
+    "missing": "this key is required",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "string_type": "expected a string",
+    "bool_type": "expected true or false",
+}
+
+
+def _problem(error: Any) -> Problem:
+    """A pydantic error as a problem, with the nearest known key for an unknown one."""
+    path = tuple(str(part) for part in error["loc"] if not _is_branch(part))
+    if error["type"] == "extra_forbidden":
+        return Problem(path, f"unknown key; {nearest(path[-1], _keys_at(path[:-1]))}")
+    if error["type"] == "missing":
+        return Problem(path, _SAID["missing"])
+    message = error["msg"]
+    return Problem(path, _SAID.get(error["type"], message[:1].lower() + message[1:]), error["input"])
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether a part of a pydantic location names a branch of a union rather than a key."""
+    return isinstance(part, str) and (part.startswith(("dict[", "list[", "literal[")) or part in ("str", "float"))
+
+
+def _keys_at(path: tuple[str, ...]) -> list[str]:
+    """The known keys of the table at a path."""
+    model: Any = Recipe
+    for key in path:
+        field = model.model_fields.get(key)
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as TOML: every key with the value that holds."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def differences(stored: Recipe, present: Recipe) -> list[str]:
+    """What changed between two recipes, beside what may change when a run is resumed."""
+    before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (stored, present))
+    changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    return [
+        f"{'.'.join(key)} was {before.get(key)!r}, is {after.get(key)!r}"
+        for key in changed
+        if not any(key[: len(free)] == free for free in Recipe.FLEXIBLE)
+    ]
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {deep: value for key, item in tree.items() for deep, value in _flat(item, (*path, key)).items()}

@@ -1,0 +1,81 @@
+"""The models of a run, with their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from kdengine.api import CheckpointError, ConfigurationError
+from kdengine.engine import random
+from kdengine.recipe.plan import Bound
+
+
+def make_model(bound: Bound, facts: dict[str, Any], *, seed: int, role: str) -> nn.Module:
+    """A new model whose first weights are a function of (seed, role).
+
+    Args:
+        bound: the model's factory.
+        facts: ``classes`` and ``input_shape`` of the data.
+        seed: of the run.
+        role: ``student`` or ``teacher``; a student alone begins as the distilled one does.
+    """
+    random.seed_all(seed, "weights", role)
+    try:
+        model = bound(**facts)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigurationError(f"[{role}] {bound.component.name} cannot be made: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"[{role}] {bound.component.name} gave a {type(model).__name__}, expected an nn.Module"
+        )
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path, role: str) -> None:
+    """Read a state dict into a model: safetensors, or what ``torch.save`` wrote, without running any pickle code.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or of another model.
+    """
+    path = Path(path)
+    state = read_state(path, role)
+    present = model.state_dict()
+    wrong = [f"missing {name}" for name in present if name not in state]
+    wrong += [f"unexpected {name}" for name in state if name not in present]
+    wrong += [
+        f"{name} is {tuple(value.shape)}, expected {tuple(present[name].shape)}"
+        for name, value in state.items()
+        if name in present and value.shape != present[name].shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
+        raise CheckpointError(f"[{role}] {path} does not fit a {type(model).__name__}: {shown}")
+    model.load_state_dict(state)
+
+
+def read_state(path: Path, role: str) -> dict[str, Tensor]:
+    """The state dict in a file; one wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped."""
+    if not path.is_file():
+        raise CheckpointError(f"[{role}] there is no checkpoint file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"[{role}] {path} cannot be read: {error}") from error
+    except Exception as error:  # torch.load raises UnpicklingError for anything but plain tensors
+        raise CheckpointError(
+            f"[{role}] {path} holds more than tensors, and kdengine runs no code from a checkpoint: save the "
+            f"state dict alone (torch.save(model.state_dict(), ...)). {error}"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
+            tree = tree[wrapper]
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise CheckpointError(f"[{role}] {path} is no state dict: expected names with tensors")
+    return {str(name).removeprefix("module."): value for name, value in tree.items()}

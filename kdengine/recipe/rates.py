@@ -1,0 +1,96 @@
+"""Learning-rate schedules: torch's own, by name, with horizons taken from the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+
+from kdengine.api.errors import nearest
+from kdengine.recipe.problems import Problem
+from kdengine.recipe.schema import LRScheduleTable
+from kdengine.recipe.signature import arguments, check_arguments
+
+NAMES = {
+    "constant": "ConstantLR",
+    "cosine": "CosineAnnealingLR",
+    "linear": "LinearLR",
+    "polynomial": "PolynomialLR",
+    "exponential": "ExponentialLR",
+    "step": "StepLR",
+    "multistep": "MultiStepLR",
+    "onecycle": "OneCycleLR",
+    "restarts": "CosineAnnealingWarmRestarts",
+    "plateau": "ReduceLROnPlateau",
+}
+"""Short names of torch's classes."""
+
+HORIZONS = ("T_max", "total_iters", "total_steps")
+"""Arguments that default to the steps of the fit."""
+
+IN_EPOCHS = ("step_size", "milestones", "T_0")
+"""Arguments that a recipe gives in epochs and torch takes in steps."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "constant": {"factor": 1.0},
+    "linear": {"start_factor": 1.0, "end_factor": 0.0},
+    "onecycle": {},
+}
+
+
+def check_rate(table: LRScheduleTable, path: tuple[str, ...]) -> list[Problem]:
+    """Problems of a learning-rate schedule's table."""
+    scheduler = _class(table.use)
+    if scheduler is None:
+        return [Problem((*path, "use"), f"unknown learning-rate schedule; {nearest(table.use, NAMES)}", table.use)]
+    supplied = (*HORIZONS, *_DEFAULTS.get(table.use, {}), "max_lr")
+    return check_arguments(arguments(scheduler, skip=1), table.arguments, path, supplied=supplied)[1]
+
+
+def make_rate(table: LRScheduleTable, steps_per_epoch: int) -> Callable[[torch.optim.Optimizer, int], Any] | None:
+    """A factory ``fn(optimizer, steps)`` for the engine; None for a constant rate without warm-up.
+
+    Args:
+        table: a checked table.
+        steps_per_epoch: turns what the recipe gives in epochs into steps.
+    """
+    warmup = round(table.warmup * steps_per_epoch)
+    if table.use == "constant" and not table.arguments and not warmup:
+        return None
+
+    def factory(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        main = _make(table, optimizer, max(1, steps - warmup), steps_per_epoch)
+        if not warmup:
+            return main
+        start = lr_scheduler.LinearLR(optimizer, start_factor=1.0 / warmup, total_iters=warmup)
+        return lr_scheduler.SequentialLR(optimizer, [start, main], milestones=[warmup])
+
+    return factory
+
+
+def _make(table: LRScheduleTable, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int) -> Any:
+    scheduler = _class(table.use)
+    assert scheduler is not None, "check_rate refuses unknown names"
+    known = arguments(scheduler, skip=1)
+    values: dict[str, Any] = {name: steps for name in HORIZONS if name in known}
+    values.update(_DEFAULTS.get(table.use, {}))
+    if "max_lr" in known:
+        values["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+    for name, value in table.arguments.items():
+        values[name] = _in_steps(value, steps_per_epoch) if name in IN_EPOCHS else value
+    return scheduler(optimizer, **values)
+
+
+def _in_steps(epochs: Any, steps_per_epoch: int) -> Any:
+    if isinstance(epochs, list):
+        return [round(epoch * steps_per_epoch) for epoch in epochs]
+    return round(epochs * steps_per_epoch)
+
+
+def _class(name: str) -> type[Any] | None:
+    """The class of a short name, or of torch's own."""
+    found = getattr(lr_scheduler, NAMES.get(name, name), None)
+    is_scheduler = isinstance(found, type) and issubclass(found, lr_scheduler.LRScheduler)
+    return found if is_scheduler and found is not lr_scheduler.LRScheduler else None

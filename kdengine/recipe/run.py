@@ -1,0 +1,238 @@
+"""A whole run: the teacher, the student alone, the distilled student, their evaluation, the run directory."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdengine.api import ConfigurationError
+from kdengine.engine import files, rundir
+from kdengine.engine.engine import Engine
+from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.result import Result
+from kdengine.recipe.build import make_engine
+from kdengine.recipe.data import Data, make_data, test_loader, training_loader
+from kdengine.recipe.disagreements import write_disagreements
+from kdengine.recipe.load import Source, differences, dump, load
+from kdengine.recipe.models import load_weights, make_model
+from kdengine.recipe.plan import Plan
+from kdengine.recipe.teacher import Teacher, get_teacher
+
+RECIPE = "recipe.toml"
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out, beside its recipe.
+
+    Attributes:
+        out: the run directory.
+        seeds: how many seeds, counted from the recipe's.
+        resume: whether to go on with the run that is there.
+        loggers: makes the loggers of one fit.
+        say: takes a line for a person.
+        trace_hooks: whether to time the callbacks.
+    """
+
+    out: Path
+    seeds: int | None = None
+    resume: bool = False
+    loggers: Callable[[], list[LoggerLike]] = list
+    say: Callable[[str], None] = print
+    trace_hooks: bool = False
+
+
+def run(plan: Plan, options: Options) -> dict[str, Any]:
+    """Carry out a recipe; return its summary, which the run directory holds too.
+
+    Raises:
+        ConfigurationError: the directory holds another run, or something in the recipe cannot work.
+    """
+    claim(plan, options)
+    seeds = [plan.recipe.train.seed + k for k in range(options.seeds or 1)]
+    if (done := finished(plan, options.out, seeds)) is not None:
+        options.say(f"{options.out} is already finished: nothing to do")
+        return done
+    data = make_data(plan)
+    teacher = get_teacher(plan, data, options.loggers())
+    if options.seeds is None:
+        return run_seed(plan, data, teacher, options, seeds[0], options.out)
+    summaries = []
+    for seed in seeds:
+        options.say(f"seed {seed}")
+        folder = options.out / f"seed-{seed}"
+        done = rundir.read_summary(folder) if (folder / RECIPE).exists() else None
+        if done is None or not _complete(done, plan):
+            done = run_seed(plan, data, teacher, options, seed, folder)
+        summaries.append(done)
+    summary = aggregate(summaries, seeds)
+    rundir.write_summary(options.out, summary)
+    return summary
+
+
+def claim(plan: Plan, options: Options) -> None:
+    """Take a run directory, or go on with one whose recipe differs only where it may."""
+    rundir.claim(options.out, resume=options.resume)
+    stored = options.out / RECIPE
+    if stored.exists():
+        if not options.resume:
+            raise ConfigurationError(f"{options.out} already holds a run; add --resume to go on with it")
+        before = load(Source(str(stored), stored.read_text(encoding="utf-8"), options.out))
+        if changed := differences(before, plan.recipe):
+            raise ConfigurationError(
+                f"{options.out} was started with another recipe: {'; '.join(changed)}. On resume epochs, workers, "
+                "device, loggers and checkpoint policy may change; for anything else choose another --out"
+            )
+    files.write_text(stored, dump(plan.recipe))
+
+
+def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do."""
+    summary = rundir.read_summary(out)
+    if summary is None or not _complete(summary, plan):
+        return None
+    return summary if summary.get("seeds", [summary["seed"]]) == list(seeds) else None
+
+
+def _complete(summary: Mapping[str, Any] | None, plan: Plan) -> bool:
+    """Whether a summary is of a whole run (an engine's own, of the student alone, has no data) of as many epochs."""
+    return summary is not None and "data" in summary and summary["epochs"] == plan.recipe.train.epochs
+
+
+def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path) -> dict[str, Any]:
+    """One seed: the student alone if asked for, the distilled student, evaluation, summary."""
+    recipe = plan.recipe
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / RECIPE).exists():
+        own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        files.write_text(out / RECIPE, dump(own))
+    baseline = None
+    if recipe.baseline:
+        _, baseline = train(plan, data, teacher, options, seed, out / BASELINE, alone=True)
+    engine, result = train(plan, data, teacher, options, seed, out, alone=False)
+    student = trained_student(plan, data, out, seed)
+    if teacher is not None:
+        write_disagreements(out, student, teacher.module, test_loader(plan, data), data.classes)
+    summary = {
+        **{key: value for key, value in (rundir.read_summary(out) or {}).items() if key not in ("teacher", "baseline")},
+        "name": recipe.name,
+        "description": recipe.description,
+        "teacher": None if teacher is None else teacher_entry(plan, data, teacher),
+        "baseline": None if baseline is None else entry(recipe.student.use, student, baseline),
+        "student": entry(recipe.student.use, student, result),
+        "data": data.describe(recipe.data.use, recipe.data.labelled, seed),
+        "monitor": recipe.evaluate.monitor or recipe.evaluate.metrics[0],
+        "device": str(engine.runtime.device),
+    }
+    rundir.write_summary(out, summary)
+    return summary
+
+
+def train(
+    plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path, *, alone: bool
+) -> tuple[Engine, Result]:
+    """One fit of the student: alone on the labels, or distilled."""
+    recipe = plan.recipe
+    student = make_model(plan.student, data.facts, seed=seed, role="student")
+    if recipe.student.checkpoint is not None:
+        load_weights(student, recipe.student.checkpoint, "student")
+    dataset = data.training_set(recipe.data.labelled, seed)
+    loader = training_loader(plan, dataset, batch_size=recipe.data.batch_size, seed=seed)
+    engine = make_engine(
+        plan,
+        data,
+        student,
+        None if teacher is None else teacher.module,
+        name="student alone" if alone else "student",
+        seed=seed,
+        out=out,
+        steps_per_epoch=-(-len(loader) // recipe.train.accumulate),
+        loggers=options.loggers(),
+        alone=alone,
+        trace_hooks=options.trace_hooks,
+    )
+    result = engine.fit(loader, test_loader(plan, data), epochs=recipe.train.epochs, resume="auto")
+    for row in engine.hook_times:
+        options.say(f"{row.plugin}: {row.hook} {row.calls} calls, {row.seconds * 1e3:.1f} ms")
+    return engine, result
+
+
+def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
+    """The exported student of a run directory."""
+    student = make_model(plan.student, data.facts, seed=seed, role="student")
+    load_weights(student, out / rundir.STUDENT, "student")
+    return student
+
+
+def entry(name: str, module: nn.Module, result: Result) -> dict[str, Any]:
+    """A student's part of the summary."""
+    return {
+        "name": name,
+        "metrics": result.metrics,
+        "parameters": rundir.count_parameters(module),
+        "seconds": result.seconds,
+    }
+
+
+def teacher_entry(plan: Plan, data: Data, teacher: Teacher) -> dict[str, Any]:
+    """The teacher's part of the summary, with its metrics on the same test set."""
+    assert plan.recipe.teacher is not None
+    return {
+        "name": plan.recipe.teacher.use,
+        "metrics": measure(plan, data, teacher.module),
+        "parameters": rundir.count_parameters(teacher.module),
+        "seconds": teacher.seconds,
+        "cached": teacher.cached,
+    }
+
+
+def measure(plan: Plan, data: Data, module: nn.Module) -> dict[str, float | None]:
+    """Every metric of a model that needs no teacher, on the test set."""
+    metrics = {
+        name: bound() for name, bound in plan.metrics.items() if not getattr(bound.factory, "needs_teacher", False)
+    }
+    engine = Engine(module, losses={}, metrics=metrics, plugins=plan.host, device=plan.recipe.train.device, loggers=[])
+    return engine.evaluate(test_loader(plan, data))
+
+
+def aggregate(summaries: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """One summary of several seeds: students' numbers become ``{"mean", "sd", "n"}``; the teacher is the same for all.
+
+    ``pooled_sd`` is, per metric, ``sqrt((sd_alone^2 + sd_distilled^2) / 2)``.
+    """
+    combined = {**summaries[0], "seeds": list(seeds), "best": None}
+    combined["student"] = _combine([summary["student"] for summary in summaries])
+    if summaries[0]["baseline"] is not None:
+        combined["baseline"] = _combine([summary["baseline"] for summary in summaries])
+        combined["pooled_sd"] = _pooled(combined["baseline"]["metrics"], combined["student"]["metrics"])
+    return combined
+
+
+def _combine(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    metrics = {name: spread([entry["metrics"][name] for entry in entries]) for name in entries[0]["metrics"]}
+    return {**entries[0], "metrics": metrics, "seconds": spread([entry["seconds"] for entry in entries])}
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and sample standard deviation; None when a value is missing.
+
+    >>> spread([1.0, 3.0])
+    {'mean': 2.0, 'sd': 1.4142135623730951, 'n': 2}
+    """
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
+        return None
+    sd = statistics.stdev(present) if len(present) > 1 else 0.0
+    return {"mean": statistics.fmean(present), "sd": sd, "n": len(present)}
+
+
+def _pooled(baseline: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float]:
+    both = [name for name in student if student[name] and baseline.get(name)]
+    return {name: math.sqrt((baseline[name]["sd"] ** 2 + student[name]["sd"] ** 2) / 2) for name in both}

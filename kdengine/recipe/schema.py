@@ -1,0 +1,150 @@
+"""The recipe's own keys, typed. Components' arguments are checked against their signatures, in ``signature``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+
+VERSION = 1
+
+
+class Table(BaseModel):
+    """A table whose keys are all known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComponentTable(BaseModel):
+    """A table that names a component with ``use``; every key that is not declared here is the component's own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    use: str | None = Field(None, description="component: name, or plugin:name")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The component's own arguments."""
+        return dict(self.model_extra or {})
+
+
+class DataTable(ComponentTable):
+    """Where the images come from, and how they are served."""
+
+    use: str = Field(description="data set: name, or plugin:name")
+    batch_size: int = Field(64, ge=1, description="items per batch")
+    labelled: float = Field(1.0, gt=0.0, le=1.0, description="share of training labels that the student sees")
+    workers: int = Field(0, ge=0, description="loader processes; changes nothing but speed")
+    transforms: list[str | dict[str, Any]] = Field([], description="transforms of a training input, in order")
+    eval_transforms: list[str | dict[str, Any]] | None = Field(
+        None, description="transforms of a test input; the training ones that draw nothing when absent"
+    )
+
+
+class ModelTable(ComponentTable):
+    """A model."""
+
+    use: str = Field(description="model: name, or plugin:name")
+    checkpoint: str | None = Field(None, description="weights to start from: .safetensors, or .pth (a state dict)")
+
+
+class OptimizerTable(ComponentTable):
+    """An optimizer of torch."""
+
+    use: str = Field("adamw", description="optimizer: name, or plugin:name")
+    groups: list[dict[str, Any]] = Field(
+        [], description="parameter groups: { match = 'pattern of names', ... options of the group }; first match wins"
+    )
+
+
+class LRScheduleTable(ComponentTable):
+    """A learning-rate schedule of torch, stepped at every optimizer step."""
+
+    use: str = Field("constant", description="cosine, linear, ... or the name of a torch.optim.lr_scheduler class")
+    warmup: float = Field(0.0, ge=0.0, description="epochs of linear warm-up before it")
+
+
+class TeacherTrainTable(Table):
+    """How to train the teacher when there is no checkpoint: once, kept in a cache."""
+
+    epochs: int = Field(ge=1, description="passes over the training set")
+    lr: float | None = Field(None, gt=0.0, description="learning rate; the optimizer's when absent")
+    labelled: float = Field(1.0, gt=0.0, le=1.0, description="share of training labels that the teacher sees")
+    batch_size: int | None = Field(None, ge=1, description="items per batch; the data's when absent")
+    label_smoothing: float = Field(0.0, ge=0.0, le=1.0, description="of its cross-entropy")
+    seed: int = Field(0, ge=0, description="its own seed: one teacher serves every seed of the student")
+    optimizer: OptimizerTable | None = Field(None, description="the recipe's when absent")
+    lr_schedule: LRScheduleTable | None = Field(None, description="the recipe's when absent")
+
+
+class TeacherTable(ModelTable):
+    """The frozen teacher: a model with a checkpoint, or with a way to train it."""
+
+    train: TeacherTrainTable | None = Field(None, description="how to train it; kept in a cache")
+    source: str | dict[str, Any] | None = Field(None, description="teacher source; the live module when absent")
+
+
+class LossTable(ComponentTable):
+    """A loss; its label is its component unless ``use`` says otherwise."""
+
+    weight: float | dict[str, Any] = Field(1.0, description="factor: a number, or { schedule = ..., ... }")
+
+
+class TrainTable(Table):
+    """The student's training."""
+
+    epochs: int = Field(ge=1, description="passes over the training set")
+    seed: int = Field(0, ge=0, description="seeds weights, order, labels and transforms")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    clip: float | None = Field(None, gt=0.0, description="largest gradient norm")
+    ema: float | None = Field(None, gt=0.0, lt=1.0, description="decay of a moving average of the student")
+    compile: StrictBool = Field(False, description="torch.compile the student")
+    classes: Literal["shared"] | list[int] | None = Field(None, description="when class counts differ")
+    nonfinite: Literal["raise", "skip", "rollback"] = Field("raise", description="when a loss is not finite")
+    log_every: int = Field(50, ge=1, description="optimizer steps between training records")
+    checkpoint_every: int | None = Field(None, ge=1, description="optimizer steps between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
+
+
+class EvaluateTable(Table):
+    """What evaluations measure."""
+
+    metrics: list[str] = Field(["top1"], description="metrics: name, or plugin:name")
+    monitor: str | None = Field(None, description="decides the best evaluation; the first metric when absent")
+    every: int = Field(1, ge=1, description="epochs between evaluations")
+    batch_size: int = Field(256, ge=1, description="items per batch")
+
+
+class Recipe(Table):
+    """A whole recipe."""
+
+    FLEXIBLE: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("train", "epochs"), ("train", "device"), ("train", "log_every"), ("train", "checkpoint_every"),
+        ("train", "keep"), ("data", "workers"), ("loggers",), ("description",), ("name",),
+    )  # fmt: skip
+    """Keys that may change when a run is resumed."""
+
+    version: Literal[1] = Field(description="version of the recipe format")
+    name: str = Field("run", description="name of the run directory")
+    description: str | None = Field(None, description="one sentence for the report")
+    plugins: list[str] = Field([], description="plugins whose callbacks run: 'name', 'name>=1.2' or a path")
+    data: DataTable
+    teacher: TeacherTable | None = None
+    student: ModelTable
+    losses: dict[str, LossTable] = Field(min_length=1)
+    batch_transforms: dict[str, ComponentTable] = Field({}, description="mixup, cutmix")
+    optimizer: OptimizerTable = OptimizerTable(use="adamw")
+    lr_schedule: LRScheduleTable = LRScheduleTable(use="constant")
+    train: TrainTable
+    evaluate: EvaluateTable = EvaluateTable()
+    baseline: StrictBool = Field(False, description="also train the student alone, for as many steps")
+    loggers: list[str | dict[str, Any]] = Field(["console"], description="beside metrics.jsonl")
+
+    @field_validator("name")
+    @classmethod
+    def _is_file_name(cls, name: str) -> str:
+        if not name or any(character in name for character in "/\\\0") or name.startswith("."):
+            raise ValueError("expected a name that can be a directory's: no slash, no leading dot")
+        return name

@@ -1,0 +1,106 @@
+"""The teacher of a run: loaded, or trained once for all seeds and kept in a cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from filelock import FileLock
+from torch import nn
+
+from kdengine._version import __version__
+from kdengine.engine import rundir
+from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.runtime import choose_device
+from kdengine.recipe.build import teacher_engine
+from kdengine.recipe.data import Data, test_loader, training_loader
+from kdengine.recipe.models import load_weights, make_model
+from kdengine.recipe.plan import Plan
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher with its weights.
+
+    Attributes:
+        module: the model.
+        seconds: how long its training took; None when it was loaded from a checkpoint.
+        cached: whether the cache had it.
+    """
+
+    module: nn.Module
+    seconds: float | None
+    cached: bool
+
+
+def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | None:
+    """Load the recipe's teacher, take it from the cache, or train it into the cache.
+
+    A second process that wants the same teacher waits for the first; training that was interrupted goes on.
+    """
+    table = plan.recipe.teacher
+    if table is None or plan.teacher is None:
+        return None
+    seed = 0 if table.train is None else table.train.seed
+    module = make_model(plan.teacher, data.facts, seed=seed, role="teacher")
+    if table.checkpoint is not None:
+        load_weights(module, table.checkpoint, "teacher")
+        return Teacher(module, seconds=None, cached=False)
+    folder = cache_folder() / f"{table.use.replace(':', '-')}-{key(plan, data)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        cached = rundir.read_summary(folder) is not None
+        if not cached:
+            train(plan, data, module, folder, loggers)
+    load_weights(module, folder / rundir.STUDENT, "teacher")
+    summary = rundir.load_run(folder).summary
+    return Teacher(module, seconds=summary["student"]["seconds"], cached=cached)
+
+
+def train(plan: Plan, data: Data, module: nn.Module, folder: Path, loggers: list[LoggerLike]) -> None:
+    """Train the teacher into its folder of the cache, going on where an earlier attempt was cut off."""
+    table = plan.recipe.teacher
+    assert table is not None
+    assert table.train is not None, "a plan's teacher has a checkpoint or a train table"
+    batch_size = table.train.batch_size or plan.recipe.data.batch_size
+    dataset = data.training_set(table.train.labelled, table.train.seed)
+    loader = training_loader(plan, dataset, batch_size=batch_size, seed=table.train.seed)
+    engine = teacher_engine(plan, data, module, out=folder, steps_per_epoch=len(loader), loggers=loggers)
+    engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
+
+
+def cache_folder() -> Path:
+    """Where trained teachers are kept: ``$KDENGINE_CACHE/teachers``, else below the user's cache folder."""
+    root = os.environ.get("KDENGINE_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdengine"
+    return base / "teachers"
+
+
+def key(plan: Plan, data: Data) -> str:
+    """A hash of everything that determines the teacher: recipe keys, data, versions, device and threads."""
+    recipe = plan.recipe
+    assert recipe.teacher is not None
+    facts: dict[str, Any] = {
+        "teacher": recipe.teacher.model_dump(mode="json", exclude_none=True, exclude={"source"}),
+        "data": recipe.data.model_dump(mode="json", exclude_none=True, exclude={"labelled", "workers"}),
+        "content": [_fingerprint(data.train), *data.classes],
+        "optimizer": recipe.optimizer.model_dump(mode="json", exclude_none=True),
+        "lr_schedule": recipe.lr_schedule.model_dump(mode="json", exclude_none=True),
+        "batch_transforms": {k: v.model_dump(mode="json") for k, v in recipe.batch_transforms.items()},
+        "precision": recipe.train.precision,
+        "evaluate": list(recipe.evaluate.metrics),
+        "device": str(choose_device(recipe.train.device)),
+        "threads": torch.get_num_threads(),
+        "versions": [__version__, str(torch.__version__), *sorted(map(str, plan.host.versions().items()))],
+    }
+    return sha256(tomli_w.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _fingerprint(dataset: Any) -> str:
+    fingerprint = getattr(dataset, "fingerprint", None)
+    return fingerprint() if callable(fingerprint) else f"{type(dataset).__name__} of {len(dataset)}"
