@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdengine.api.errors import ConfigurationError
@@ -52,6 +53,15 @@ class Output:
         """The same output without a graph, as observers get it."""
         logits = None if self._logits is None else self._logits.detach()
         return Output(self.output, logits, {k: v.detach() for k, v in self.features.items()}, self.module)
+
+    def select(self, live: Tensor) -> Output:
+        """The same output with zeros in logits and features where ``live`` (``(B,)`` bool) is False."""
+
+        def pick(value: Tensor) -> Tensor:
+            return torch.where(live.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
+
+        logits = None if self._logits is None else pick(self._logits)
+        return Output(self.output, logits, {k: pick(v) for k, v in self.features.items()}, self.module)
 
 
 class Batch:

@@ -138,7 +138,7 @@ class HookSpecs:
 
     @hookspec
     def kdengine_on_batch(self, context: StepContext) -> Batch | None:
-        """Contributor: a micro-batch is on the device; return another batch of as many items to use in its place."""
+        """Contributor: a micro-batch is read, still on the host; return another of as many items to use instead."""
 
     @hookspec
     def kdengine_on_step_start(self, context: StepContext) -> Decision | None:

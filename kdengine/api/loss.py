@@ -125,7 +125,7 @@ class Loss(nn.Module):
         if self.scope == "batch":
             total = self.value(batch) * weights[self.terms[0]]
             return total, {self.terms[0]: total.detach()}
-        values = self.per_item(batch)
+        values = self.per_item(silence(batch, tuple(weights.values())))
         if isinstance(values, Tensor):
             values = {self.terms[0]: values}
         sums = {term: weigh(values[term], weights[term]) for term in self.terms}
@@ -147,6 +147,26 @@ def weigh(value: Tensor, weight: Weight) -> Tensor:
     return value.sum() * weight
 
 
+def silence(batch: Batch, weights: Sequence[Weight]) -> Batch:
+    """The batch with zeros in the outputs of items that have no weight in any term.
+
+    A weight of zero does not stop a NaN in the backward pass, where zero times NaN is NaN.
+    """
+    live: Tensor | None = None
+    for weight in weights:
+        if not isinstance(weight, Tensor) or not weight.ndim:
+            return batch
+        own = (weight != 0).flatten(1).any(dim=-1) if weight.ndim > 1 else weight != 0
+        live = own if live is None else live | own
+    if live is None:
+        return batch
+    quiet = Batch(batch.inputs, batch.labels, batch.index, batch.mask, size=batch.size)
+    quiet.student = batch.student.select(live)
+    if batch.has_teacher:
+        quiet.teacher = batch.teacher.select(live)
+    return quiet
+
+
 class CallableLoss(Loss):
     """A plain criterion as a loss; see :func:`from_callable`."""
 
@@ -158,14 +178,19 @@ class CallableLoss(Loss):
 
     def per_item(self, batch: Batch) -> Tensor:
         """Call the criterion on student logits and the target; it must not reduce."""
-        target = batch.teacher.logits if self.target == "teacher" else batch.labels
-        values = self.fn(batch.student.logits, target)
+        target = _wide(batch.teacher.logits) if self.target == "teacher" else batch.labels
+        values = self.fn(_wide(batch.student.logits), target)
         if values.ndim == 0:
             raise TypeError(
                 "the criterion given to from_callable returned one number for the whole batch; the engine reduces, "
                 "so pass one that returns a value per item, for instance nn.MSELoss(reduction='none')"
             )
         return values
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 or wider: a square of half-precision logits overflows."""
+    return logits if logits.itemsize >= 4 else logits.float()
 
 
 def from_callable(fn: Callable[..., Tensor], target: Literal["teacher", "labels"] = "teacher") -> Loss:

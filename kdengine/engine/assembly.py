@@ -137,8 +137,9 @@ def set_up_losses(
     for loss in waiting:
         if isinstance(name := loss.projector, str):
             loss.projector = host.component("projectors", name).load()
-        loss.setup(batch)
-        loss.to(runtime.device)
+        with random.preserved():
+            loss.setup(batch)
+        loss.to(objective.device, objective.dtype)
 
 
 class attached:  # noqa: N801 - a context manager

@@ -322,11 +322,11 @@ class Engine:
             raise
         finally:
             fit.optimizer.zero_grad()
-            self.hook_times = fit.calls.report()
             try:
                 if fit.calls.fit_end is not None:
                     fit.calls.fit_end(fit.context)
             finally:
+                self.hook_times = fit.calls.report()
                 fit.loggers.finish(status)
 
     def _report(self, fit: Fit, error: BaseException) -> None:
@@ -349,7 +349,7 @@ class Engine:
             status="stopped" if fit.stopping else "finished",
             out=self.out,
         )
-        if self.out is not None and rundir.read_summary(self.out) is None:
+        if self.out is not None and not _is_summary_of(rundir.read_summary(self.out), fit, result):
             self._write(fit, result, self.out)
         return result
 
@@ -457,6 +457,11 @@ class Engine:
             runtime=self.runtime,
             to_batch=self._to_batch,
         )
+
+
+def _is_summary_of(summary: Mapping[str, Any] | None, fit: Fit, result: Result) -> bool:
+    """Whether a stored summary is of this fit as it ended, and not of the same fit with fewer epochs."""
+    return summary is not None and (summary.get("epochs"), summary.get("steps")) == (fit.epochs, result.steps)
 
 
 def compile_student(student: nn.Module) -> None:

@@ -14,6 +14,7 @@ from kdengine.engine import random
 from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.loader import Loader
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 
@@ -58,7 +59,7 @@ def measure(
         metric.reset()
     batches = 0
     with random.preserved(), evaluation_mode(student), torch.no_grad():
-        for item in loader:
+        for item in loader.batches(epoch=0) if isinstance(loader, Loader) else loader:
             batch = place(to_batch(item), runtime.device)
             if teach:
                 batch.teacher = run_teacher(models, precision, batch, features=False)

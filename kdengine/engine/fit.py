@@ -125,8 +125,11 @@ class Fit:
         metrics = {name: value for name, value in self.latest.items() if value is not None}
         return Progress(self.position.step, self.steps, self.position.epoch, self.epochs, metrics)
 
-    def decide(self, decisions: Iterable[Decision]) -> None:
-        """Note what controllers decided; every process does the same."""
+    def decide(self, decisions: Iterable[Decision]) -> bool:
+        """Note what controllers decided, every process the same; True when one said to skip."""
+        skip = False
         for decision in decisions:
+            skip |= decision is Decision.SKIP
             self.stopping |= decision is Decision.STOP
             self.saving |= decision is Decision.SAVE
+        return skip

@@ -28,16 +28,17 @@ class Indexed:
 class SeededDataset(Dataset[Any]):
     """Serves samples by (epoch, index), each drawn under a random state of its own.
 
-    A data set without randomness (``random = False`` and no ``transform``) is not seeded at all, and one that
-    holds ``tensors`` is indexed in one call.
+    A data set without randomness (``random = False``, and no ``transform`` or one with ``random = False``) is not
+    seeded at all, and one that holds ``tensors`` and has no transform is indexed in one call.
     """
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset = dataset
         self.seed = seed
         self.collate = collate
-        self.plain = not getattr(dataset, "random", True) and getattr(dataset, "transform", None) is None
-        self.tensors: tuple[Tensor, ...] | None = getattr(dataset, "tensors", None) if self.plain else None
+        transform = getattr(dataset, "transform", None)
+        self.plain = not getattr(dataset, "random", True) and not getattr(transform, "random", transform is not None)
+        self.tensors: tuple[Tensor, ...] | None = getattr(dataset, "tensors", None) if transform is None else None
 
     def __len__(self) -> int:
         return len(self.dataset)

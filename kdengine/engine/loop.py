@@ -29,7 +29,7 @@ import time
 
 from torch import Tensor
 
-from kdengine.api import Batch, Decision
+from kdengine.api import Batch
 from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
 from kdengine.engine.evaluate import evaluate
@@ -65,14 +65,13 @@ def run_epoch(fit: Fit) -> None:
         clock.items += sum(batch.size for batch in window)
         if position.step % fit.settings.log_every == 0:
             log_training(fit, clock)
-        if fit.saving or checkpoint_due(fit):
+        if fit.saving or fit.stopping or checkpoint_due(fit):
             fit.seconds += clock.lap()
             save(fit)
         if fit.stopping:
             break
     else:
         end_epoch(fit, clock)
-    fit.seconds += clock.lap()
 
 
 def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
@@ -82,7 +81,7 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     if fit.objective.has_schedules:
         fit.objective.advance(fit.progress())
     window = prepare(fit, window)
-    if calls.step_start is not None and Decision.SKIP in calls.step_start(context):
+    if calls.step_start is not None and fit.decide(calls.step_start(context)):
         fit.skipped += 1
         return finish_step(fit, None)
     scale = fit.precision.scale

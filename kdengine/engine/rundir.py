@@ -105,7 +105,17 @@ def claim(out: Path, *, resume: bool) -> None:
 def export_student(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Write a module's state dict as plain safetensors; tied tensors are written once each."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    files.write_bytes(path, safetensors.torch.save(state, {"format": "pt", **(metadata or {})}))
+    files.write_bytes(path, _in_order(safetensors.torch.save(state, {"format": "pt", **(metadata or {})})))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in an order that changes at every call."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from kdengine.api import Decision, NonFiniteError
+from kdengine.api import NonFiniteError
 from kdengine.engine.fit import Fit
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.state import rollback
@@ -33,9 +33,11 @@ def update(fit: Fit, scale: Tensor | float) -> StepReport | None:
     intact = report is None or judge(fit, report)
     if fit.settings.clip is not None:
         fit.step_context.gradient_norm = nn.utils.clip_grad_norm_(fit.parameters, fit.settings.clip)
-    skip = fit.calls.optimizer_step is not None and Decision.SKIP in fit.calls.optimizer_step(fit.step_context)
+    skip = fit.calls.optimizer_step is not None and fit.decide(fit.calls.optimizer_step(fit.step_context))
     if not skip and (intact or fit.ledger.late):
         _step(fit)
+    elif intact:
+        fit.skipped += 1
     if fit.precision.scaler is not None:
         fit.precision.scaler.update()
     return report

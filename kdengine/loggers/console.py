@@ -20,12 +20,13 @@ REDRAW = 0.1
 class Console(Logger):
     """Progress, evaluations and notes on standard output.
 
-    On a terminal, one progress bar with the loss terms, the rate and the time left; elsewhere a plain line every few
-    seconds. An evaluation and a note always get a line of their own. An output that was closed is left alone.
+    On a terminal, one progress bar with the loss terms, the last evaluation, the rate and the time left; elsewhere a
+    plain line every few seconds, of progress or of an evaluation. The last evaluation of a fit and every note get a
+    line of their own. An output that was closed is left alone.
 
     Args:
-        every: seconds between two plain lines of progress.
-        quiet: leave out the progress; evaluations and notes are still printed.
+        every: seconds between two plain lines.
+        quiet: leave out the progress; every evaluation and note is still printed.
     """
 
     def __init__(self, every: float = 5.0, quiet: bool = False) -> None:
@@ -38,22 +39,28 @@ class Console(Logger):
         self._began = 0.0
         self._shown = float("-inf")
         self._waiting: str | None = None
+        self._evaluation: str | None = None
 
     def start(self, run: RunInfo) -> None:
         """Begin a bar, or the first line."""
         self._stop_bar()
         self._run, self._began = run, time.monotonic()
-        self._shown, self._waiting = float("-inf"), None
+        self._shown, self._waiting, self._evaluation = float("-inf"), None, None
         if not self.quiet and _is_terminal():
             self._bar = _make_bar(run)
 
     def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
-        """Show progress, or print an evaluation."""
-        if kind != "train":
-            name = kind if kind != "evaluate" else "evaluation"
-            self._print(f"{self._run.name}  {name} at step {step}  {_terms(record)}")
-        elif not self.quiet:
-            self._progress(record, step)
+        """Show progress or an evaluation."""
+        if kind == "train":
+            if not self.quiet:
+                self._progress(record, step)
+            return
+        name = kind if kind != "evaluate" else "evaluation"
+        line = f"{self._run.name}  {name} at step {step}  {_terms(record)}"
+        if kind != "evaluate" or self.quiet:
+            self._print(line)
+        else:
+            self._evaluated(record, line)
 
     def message(self, text: str) -> None:
         """Print one line."""
@@ -63,8 +70,10 @@ class Console(Logger):
         """Print what has not been shown yet and how the fit ended."""
         if self._bar is None and self._waiting is not None:
             self._print(self._waiting)
-        self._waiting = None
         self._stop_bar()
+        if self._evaluation is not None:
+            self._print(self._evaluation)
+        self._waiting = self._evaluation = None
         if not self.quiet:
             self._print(f"{self._run.name}  {status} after {_duration(time.monotonic() - self._began)}")
 
@@ -81,6 +90,16 @@ class Console(Logger):
         if due:
             self._shown = now
 
+    def _evaluated(self, record: Mapping[str, Any], line: str) -> None:
+        """Show an evaluation as progress; the last one is kept for the end of the fit."""
+        now = time.monotonic()
+        self._waiting, self._evaluation = None, line
+        if self._bar is not None:
+            self._change_bar(result=_terms(record))
+        elif now - self._shown >= self.every:
+            self._print(line)
+            self._shown, self._evaluation = now, None
+
     def _line(self, record: Mapping[str, Any], step: int, now: float) -> str:
         run = self._run
         parts = [run.name, f"step {step}/{run.steps}"]
@@ -96,9 +115,12 @@ class Console(Logger):
 
     def _update_bar(self, record: Mapping[str, Any], step: int, *, redraw: bool) -> None:
         rate = record.get("items_per_second")
-        fields = {"terms": _terms(record), "rate": f"{rate:,.0f} items/s" if _is_number(rate) else ""}
+        shown = f"{rate:,.0f} items/s" if _is_number(rate) else ""
+        self._change_bar(redraw=redraw, completed=step, terms=_terms(record), rate=shown)
+
+    def _change_bar(self, *, redraw: bool = True, **fields: Any) -> None:
         try:
-            self._bar.update(self._bar.task_ids[0], completed=step, **fields)
+            self._bar.update(self._bar.task_ids[0], **fields)
             if redraw:
                 self._bar.refresh()
         except (OSError, ValueError):  # the terminal is gone
@@ -134,10 +156,11 @@ def _make_bar(run: RunInfo) -> Any:
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}", markup=False),
         TextColumn("{task.fields[terms]}", markup=False),
+        TextColumn("{task.fields[result]}", markup=False),
         console=Terminal(file=sys.stdout),
         auto_refresh=False,  # no thread: data workers may be forked at any time
     )
-    bar.add_task(run.name, total=run.steps, completed=run.step, rate="", terms="")
+    bar.add_task(run.name, total=run.steps, completed=run.step, rate="", terms="", result="")
     bar.start()
     return bar
 
@@ -161,7 +184,12 @@ def _terms(record: Mapping[str, Any]) -> str:
     >>> _terms({"loss": 0.51239, "kd.soft": 0.4, "top1": None, "epoch": 1})
     'loss 0.5124  kd.soft 0.4  top1 undefined'
     """
-    return "  ".join(f"{key} {_shown(value)}" for key, value in record.items() if key not in OWN_PLACE)
+    return "  ".join(f"{key} {_shown(value)}" for key, value in record.items() if not _is_elsewhere(key))
+
+
+def _is_elsewhere(key: str) -> bool:
+    """Whether a line shows a key in another place, or leaves it to the records."""
+    return key in OWN_PLACE or key.startswith("gradient_share.")
 
 
 def _shown(value: Any) -> str:

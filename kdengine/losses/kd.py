@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Literal
 
 from torch import Tensor
@@ -87,14 +88,15 @@ class KD(Loss):
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """One call of the operator for both terms; the gradient is written at its final magnitude."""
         soft_term = self.terms[0]
+        rows = batch.student.logits.shape[:-1]
         labels = None if self.hard_weight is None else labels_of(batch, "kd")
         total, soft, hard = kd_loss(
             batch.student.logits,
             batch.teacher.logits,
             labels,
             temperature=self.temperature,
-            soft_weight=weights[soft_term],
-            hard_weight=None if self.hard_weight is None else weights["hard"] * self.hard_weight,
+            soft_weight=_per_row(weights[soft_term], rows),
+            hard_weight=None if self.hard_weight is None else _per_row(weights["hard"], rows) * self.hard_weight,
             divergence=self.divergence,
             beta=self.beta,
             label_smoothing=self.label_smoothing,
@@ -103,3 +105,14 @@ class KD(Loss):
             return_terms=True,
         )
         return total, {soft_term: soft} if self.hard_weight is None else {"soft": soft, "hard": hard}
+
+
+def _per_row(weight: Weight, rows: tuple[int, ...]) -> Weight:
+    """A term's weight for each row of ``(B, ..., V)`` logits; rows beyond the weight's dimensions are averaged."""
+    dims = weight.ndim if isinstance(weight, Tensor) and weight.ndim else 1
+    if len(rows) == dims:
+        return weight
+    share = weight / max(1, prod(rows[dims:]))
+    if isinstance(share, Tensor) and share.ndim:
+        return share.view(*share.shape, *[1] * (len(rows) - dims)).expand(rows)
+    return share

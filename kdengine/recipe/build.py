@@ -15,9 +15,9 @@ from kdengine.engine.assembly import Named
 from kdengine.engine.engine import Engine
 from kdengine.engine.loggers import LoggerLike
 from kdengine.recipe.data import Data
-from kdengine.recipe.plan import Bound, MakeSchedule, Plan
+from kdengine.recipe.plan import Bound, MakeSchedule, Plan, group_options
 from kdengine.recipe.rates import make_rate
-from kdengine.recipe.schema import LRScheduleTable, OptimizerTable
+from kdengine.recipe.schema import OptimizerTable
 
 
 def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> Callable[[Named], torch.optim.Optimizer]:
@@ -27,7 +27,7 @@ def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> C
     """
 
     def factory(named: Named) -> torch.optim.Optimizer:
-        groups = [{key: value for key, value in group.items() if key != "match"} for group in table.groups]
+        groups = [group_options(group) for group in table.groups]
         members: list[list[nn.Parameter]] = [[] for _ in range(len(groups) + 1)]
         for name, parameter in named:
             matches = (at for at, group in enumerate(table.groups) if fnmatchcase(name, group["match"]))
@@ -36,7 +36,10 @@ def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> C
             if not parameters:
                 raise ConfigurationError(f"optimizer.groups: no parameter's name matches {group['match']!r}")
         filled = [{**options, "params": held} for options, held in zip([*groups, {}], members, strict=True) if held]
-        made = bound.factory(filled, **{**bound.values, **override})
+        try:
+            made = bound.factory(filled, **{**bound.values, **override})
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"[optimizer] {table.use} cannot be made: {error}") from error
         assert isinstance(made, torch.optim.Optimizer)
         return made
 
@@ -73,6 +76,8 @@ def make_engine(
         trace_hooks: time the callbacks.
     """
     recipe, train = plan.recipe, plan.recipe.train
+    metrics = plan.own_metrics if teacher is None else plan.metrics
+    watched = metrics.get(recipe.evaluate.monitor or next(iter(metrics), ""))
     losses = {label: bound() for label, bound in plan.losses.items()}
     weights = {
         label: weight() if isinstance(weight, MakeSchedule) else weight for label, weight in plan.weights.items()
@@ -86,8 +91,10 @@ def make_engine(
         losses=losses,
         weights=weights,
         optimizer=optimizer_factory(plan.optimizer, recipe.optimizer),
-        lr_scheduler=make_rate(recipe.lr_schedule, steps_per_epoch),
-        metrics={name: bound() for name, bound in plan.metrics.items() if teacher is not None or not _teaches(bound)},
+        lr_scheduler=make_rate(
+            recipe.lr_schedule, steps_per_epoch, higher_is_better=watched is None or watched.higher_is_better
+        ),
+        metrics={name: bound() for name, bound in metrics.items()},
         loggers=loggers,
         batch_transforms=[bound(**data.facts) for bound in plan.batch_transforms.values()],
         plugins=plan.host,
@@ -112,10 +119,6 @@ def make_engine(
     )
 
 
-def _teaches(metric: Bound) -> bool:
-    return bool(getattr(metric.factory, "needs_teacher", False))
-
-
 def wrap_teacher(plan: Plan, teacher: nn.Module) -> nn.Module | TeacherSource:
     """The teacher behind the source that the recipe names, or as it is."""
     if plan.teacher_source is None:
@@ -132,24 +135,20 @@ def teacher_engine(
     assert table is not None
     assert table.train is not None, "only a teacher with a train table is trained"
     training = table.train
-    optimizer = training.optimizer or plan.recipe.optimizer
-    rate: LRScheduleTable = training.lr_schedule or plan.recipe.lr_schedule
-    bound = plan.optimizer
-    if training.optimizer is not None:
-        bound = Bound(
-            plan.host.component("optimizers", optimizer.use),
-            plan.host.component("optimizers", optimizer.use).load(),
-            optimizer.arguments,
-            plan.optimizer.known,
-        )
+    watched = next(iter(plan.own_metrics.values()), None)
+    rate = make_rate(
+        training.lr_schedule or plan.recipe.lr_schedule,
+        steps_per_epoch,
+        higher_is_better=watched is None or watched.higher_is_better,
+    )
     override = {} if training.lr is None else {"lr": training.lr}
     cross_entropy = plan.host.component("losses", "builtin:ce").load()
     return Engine(
         teacher,
         losses={"ce": cross_entropy(label_smoothing=training.label_smoothing)},
-        optimizer=optimizer_factory(bound, optimizer, **override),
-        lr_scheduler=make_rate(rate, steps_per_epoch),
-        metrics={name: bound() for name, bound in plan.metrics.items() if not _teaches(bound)},
+        optimizer=optimizer_factory(plan.teacher_optimizer, training.optimizer or plan.recipe.optimizer, **override),
+        lr_scheduler=rate,
+        metrics={name: bound() for name, bound in plan.own_metrics.items()},
         batch_transforms=[bound(**data.facts) for bound in plan.batch_transforms.values()],
         loggers=loggers,
         precision=plan.recipe.train.precision,

@@ -12,14 +12,19 @@ from kdengine.api import ConfigurationError
 from kdengine.api.batch import describe
 from kdengine.engine.loader import Loader
 from kdengine.recipe.labelled import UNLABELLED, Labelled
-from kdengine.recipe.plan import Plan
+from kdengine.recipe.plan import DETERMINISTIC, Bound, Plan
 
 
 class Composed:
-    """Transforms in order."""
+    """Transforms in order.
 
-    def __init__(self, transforms: Sequence[Any]) -> None:
-        self.transforms = list(transforms)
+    Attributes:
+        random: whether any of them draws; the loader seeds each sample only then.
+    """
+
+    def __init__(self, transforms: Sequence[Bound]) -> None:
+        self.transforms = [make() for make in transforms]
+        self.random = any(make.component.name not in DETERMINISTIC for make in transforms)
 
     def __call__(self, value: Any) -> Any:
         """Apply them."""
@@ -37,17 +42,19 @@ class Data:
         test: the test set.
         classes: names of the classes.
         input_shape: shape of one input.
+        input_dtype: its element type.
     """
 
     train: Any
     test: Any
     classes: list[str]
     input_shape: tuple[int, ...]
+    input_dtype: torch.dtype
 
     @property
     def facts(self) -> dict[str, Any]:
         """What models and batch transforms may ask of the data."""
-        return {"classes": len(self.classes), "input_shape": self.input_shape}
+        return {"classes": len(self.classes), "input_shape": self.input_shape, "input_dtype": self.input_dtype}
 
     def training_set(self, share: float, seed: int) -> Any:
         """The training set with a share of its labels."""
@@ -70,21 +77,26 @@ def make_data(plan: Plan) -> Data:
     """Load both splits and check that they can be served.
 
     Raises:
-        ConfigurationError: a split is empty, or an input is no tensor after its transforms.
+        ConfigurationError: a split is empty or lacks something, or an input is no tensor after its transforms.
     """
     train, test = plan.data("train"), plan.data("test")
     for split, dataset, transforms in (("train", train, plan.transforms), ("test", test, plan.eval_transforms)):
+        if lacking := [name for name in ("classes", "targets") if not hasattr(dataset, name)]:
+            raise ConfigurationError(
+                f"data set {plan.recipe.data.use!r} gave a {type(dataset).__name__} without {' and '.join(lacking)}: "
+                "expected classes (their names) and targets (every item's label)"
+            )
         if len(dataset) == 0:
             raise ConfigurationError(f"the {split} split of data set {plan.recipe.data.use!r} is empty")
         if transforms:
-            dataset.transform = Composed([make() for make in transforms])
+            dataset.transform = Composed(transforms)
     sample = test[0][0]
     if not isinstance(sample, torch.Tensor):
         raise ConfigurationError(
             f"an input of data set {plan.recipe.data.use!r} is {describe(sample)} after its transforms, expected a "
             "tensor; add 'to_tensor' to data.transforms"
         )
-    return Data(train, test, [str(name) for name in train.classes], tuple(sample.shape))
+    return Data(train, test, [str(name) for name in train.classes], tuple(sample.shape), sample.dtype)
 
 
 def training_loader(plan: Plan, dataset: Any, *, batch_size: int, seed: int) -> Loader:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdengine.api import Batch, Output
 from kdengine.engine import files
-from kdengine.engine.batching import to_batch
+from kdengine.engine.batching import find_logits, to_batch
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.tensors import save_tensors
 
@@ -19,11 +20,32 @@ IMAGES = "disagreements.safetensors"
 
 
 def write_disagreements(
-    out: Path, student: nn.Module, teacher: nn.Module, loader: Iterable[Any], classes: Sequence[str], count: int = 12
+    out: Path,
+    student: nn.Module,
+    teacher: nn.Module,
+    loader: Iterable[Any],
+    classes: Sequence[str],
+    *,
+    align: Callable[[Batch], None] | None = None,
+    count: int = 12,
 ) -> None:
-    """Write the first ``count`` test images whose predicted classes differ; nothing for inputs that are no images."""
-    items, images = collect(student, teacher, loader, count)
+    """Write the first ``count`` test images whose predicted classes differ.
+
+    Nothing is written for inputs that are no images, nor for models whose classes do not correspond.
+
+    Args:
+        out: run directory.
+        student: trained.
+        teacher: its teacher.
+        loader: the test set.
+        classes: their names.
+        align: makes the teacher's classes those of the student.
+        count: most images to keep.
+    """
+    items, images = collect(student, teacher, loader, align, count)
     if not items:
+        for name in (ITEMS, IMAGES):
+            (out / name).unlink(missing_ok=True)
         return
     with files.replacing(out / IMAGES) as temporary:
         save_tensors(temporary, {"images": torch.stack(images)})
@@ -32,7 +54,11 @@ def write_disagreements(
 
 @torch.no_grad()
 def collect(
-    student: nn.Module, teacher: nn.Module, loader: Iterable[Any], count: int
+    student: nn.Module,
+    teacher: nn.Module,
+    loader: Iterable[Any],
+    align: Callable[[Batch], None] | None,
+    count: int,
 ) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """What both models say of the images on which they differ, and the images as ``(C, H, W)`` uint8."""
     items: list[dict[str, Any]] = []
@@ -43,9 +69,12 @@ def collect(
             batch = to_batch(data)
             if not _is_image(batch.inputs) or batch.index is None or batch.labels is None:
                 return [], []
-            ours, theirs = (model(batch.inputs).softmax(dim=-1).max(dim=-1) for model in (student, teacher))
-            shared = (ours.indices != theirs.indices).nonzero().flatten().tolist()
-            for at in shared[: count - len(items)]:
+            _run(batch, student, teacher, align)
+            if batch.student.logits.shape != batch.teacher.logits.shape:
+                return [], []
+            ours, theirs = (output.logits.softmax(dim=-1).max(dim=-1) for output in (batch.student, batch.teacher))
+            different = (ours.indices != theirs.indices).nonzero().flatten().tolist()
+            for at in different[: count - len(items)]:
                 items.append(
                     {
                         "index": int(batch.index[at]),
@@ -60,6 +89,15 @@ def collect(
             if len(items) == count:
                 break
     return items, images
+
+
+def _run(batch: Batch, student: nn.Module, teacher: nn.Module, align: Callable[[Batch], None] | None) -> None:
+    """Put both models' outputs on the batch."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        output = model(batch.inputs)
+        setattr(batch, role, Output(output, find_logits(output), module=model))
+    if align is not None:
+        align(batch)
 
 
 def _is_image(inputs: Any) -> bool:

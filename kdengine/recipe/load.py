@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def find(recipe: str | Path) -> Source:
         return Source(str(path), path.read_text(encoding="utf-8"), path.parent)
     known = shipped()
     if str(recipe) in known:
-        return Source(f"recipe {recipe}", known[str(recipe)], Path())
+        return Source(str(recipe), known[str(recipe)], Path())
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ConfigurationError(f"there is no recipe file {path}")
     raise ConfigurationError(
@@ -70,6 +70,20 @@ def load(recipe: str | Path | Source, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: every problem at once, with line numbers.
     """
     source = recipe if isinstance(recipe, Source) else find(recipe)
+    loaded, problems = read(source, overrides)
+    if problems:
+        raise RecipeError(source.title, problems, source.text)
+    return loaded
+
+
+def read(source: Source, overrides: Iterable[str] = ()) -> tuple[Recipe, list[Problem]]:
+    """A recipe and what is wrong with its own keys, for a plan that goes on to check the components.
+
+    With problems, the recipe lacks the keys that are wrong.
+
+    Raises:
+        RecipeError: too little is right to look at the components.
+    """
     try:
         tree = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:
@@ -77,11 +91,37 @@ def load(recipe: str | Path | Source, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(tree, override)
     _check_version(source, tree)
-    tree.setdefault("name", Path(source.title).stem if source.folder != Path() else source.title.split()[-1])
+    tree.setdefault("name", Path(source.title).stem)
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(tree), []
     except ValidationError as error:
-        raise RecipeError(source.title, [_problem(item) for item in error.errors()], source.text) from error
+        problems = _problems(error, tree)
+        try:
+            return _mended(tree, problems), problems
+        except ValidationError:
+            raise RecipeError(source.title, problems, source.text) from error
+
+
+def _mended(tree: dict[str, Any], problems: Iterable[Problem]) -> Recipe:
+    """The recipe without its wrong keys; epochs, which have no default and nothing to look up, are stood in for."""
+    for problem in problems:
+        _drop(tree, problem.path)
+    tree.setdefault("train", {}).setdefault("epochs", 1)
+    teacher = tree.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("train"), dict):
+        teacher["train"].setdefault("epochs", 1)
+    return Recipe.model_validate(tree)
+
+
+def _drop(tree: Any, path: tuple[str, ...]) -> None:
+    """Delete a key; of a list that holds something wrong, the whole."""
+    for key, deeper in zip(path, [*path[1:], None], strict=True):
+        if key not in tree:
+            return
+        if deeper is None or not isinstance(tree[key], dict):
+            del tree[key]
+            return
+        tree = tree[key]
 
 
 def _check_version(source: Source, tree: Mapping[str, Any]) -> None:
@@ -89,8 +129,8 @@ def _check_version(source: Source, tree: Mapping[str, Any]) -> None:
     if version is MISSING:
         problem = Problem(("version",), f"a recipe begins with version = {VERSION}")
         raise RecipeError(source.title, [problem], source.text)
-    if version != VERSION:
-        newer = isinstance(version, int) and version > VERSION
+    if type(version) is not int or version != VERSION:
+        newer = type(version) is int and version > VERSION
         what = "a newer kdengine (pip install -U kdengine)" if newer else f"version = {VERSION}"
         problem = Problem(("version",), f"this kdengine reads recipes of version {VERSION}; expected {what}", version)
         raise RecipeError(source.title, [problem], source.text)
@@ -126,23 +166,55 @@ _SAID = {
     "float_type": "expected a number",
     "string_type": "expected a string",
     "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "dict_type": "expected a table",
+    "model_type": "expected a table",
+    "finite_number": "expected a finite number",
 }
 
 
-def _problem(error: Any) -> Problem:
-    """A pydantic error as a problem, with the nearest known key for an unknown one."""
-    path = tuple(str(part) for part in error["loc"] if not _is_branch(part))
+def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[Problem]:
+    """A pydantic error as problems, one per key: what the branches of a union say is joined."""
+    found: dict[tuple[str, ...], Problem] = {}
+    for item in error.errors():
+        path = _keys_of(item["loc"], tree)
+        problem = _problem(path, item)
+        if path in found and problem.message not in found[path].message:
+            joined = f"{found[path].message} or {problem.message.removeprefix('expected ')}"
+            problem = replace(problem, message=joined)
+        found[path] = problem
+    return list(found.values())
+
+
+def _problem(path: tuple[str, ...], error: Any) -> Problem:
+    """One pydantic error, with the nearest known key for an unknown one."""
     if error["type"] == "extra_forbidden":
         return Problem(path, f"unknown key; {nearest(path[-1], _keys_at(path[:-1]))}")
     if error["type"] == "missing":
         return Problem(path, _SAID["missing"])
-    message = error["msg"]
-    return Problem(path, _SAID.get(error["type"], message[:1].lower() + message[1:]), error["input"])
+    return Problem(path, _SAID.get(error["type"]) or _reworded(error["msg"]), error["input"])
 
 
-def _is_branch(part: Any) -> bool:
-    """Whether a part of a pydantic location names a branch of a union rather than a key."""
-    return isinstance(part, str) and (part.startswith(("dict[", "list[", "literal[")) or part in ("str", "float"))
+def _reworded(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    for comparison in ("greater", "less"):
+        message = message.replace(f"Input should be {comparison}", f"expected a number {comparison}")
+    message = message.replace("Input should be", "expected")
+    return message[:1].lower() + message[1:]
+
+
+def _keys_of(location: Sequence[str | int], tree: Any) -> tuple[str, ...]:
+    """The keys of a pydantic location, which also names the branches of unions; the last key may be missing."""
+    path = []
+    for position, part in enumerate(location):
+        if isinstance(tree, dict) and (part in tree or position == len(location) - 1):
+            tree = tree.get(part)
+        elif isinstance(tree, list) and isinstance(part, int):
+            tree = tree[part]
+        else:
+            continue
+        path.append(str(part))
+    return tuple(path)
 
 
 def _keys_at(path: tuple[str, ...]) -> list[str]:

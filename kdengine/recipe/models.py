@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import random
+from kdengine.engine.batching import find_logits
+from kdengine.engine.evaluate import evaluation_mode
 from kdengine.recipe.plan import Bound
 
 
@@ -20,7 +22,7 @@ def make_model(bound: Bound, facts: dict[str, Any], *, seed: int, role: str) -> 
 
     Args:
         bound: the model's factory.
-        facts: ``classes`` and ``input_shape`` of the data.
+        facts: ``classes``, ``input_shape`` and ``input_dtype`` of the data.
         seed: of the run.
         role: ``student`` or ``teacher``; a student alone begins as the distilled one does.
     """
@@ -33,7 +35,22 @@ def make_model(bound: Bound, facts: dict[str, Any], *, seed: int, role: str) -> 
         raise ConfigurationError(
             f"[{role}] {bound.component.name} gave a {type(model).__name__}, expected an nn.Module"
         )
+    _try_input(model, facts, f"[{role}] {bound.component.name}")
     return model
+
+
+@torch.no_grad()
+def _try_input(model: nn.Module, facts: dict[str, Any], title: str) -> None:
+    """Run a model once on a blank input of the data's shape, so that a mismatch is said before training."""
+    shape = facts["input_shape"]
+    try:
+        with evaluation_mode(model):
+            logits = find_logits(model(torch.zeros(1, *shape, dtype=facts["input_dtype"])))
+    except Exception as error:
+        raise ConfigurationError(f"{title} does not take the data's inputs of shape {tuple(shape)}: {error}") from error
+    if logits is None or logits.ndim != 2:
+        seen = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
+        raise ConfigurationError(f"{title} gave {seen} for one input, expected (1, {facts['classes']})")
 
 
 def load_weights(model: nn.Module, path: str | Path, role: str) -> None:
@@ -78,4 +95,5 @@ def read_state(path: Path, role: str) -> dict[str, Tensor]:
             tree = tree[wrapper]
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
         raise CheckpointError(f"[{role}] {path} is no state dict: expected names with tensors")
-    return {str(name).removeprefix("module."): value for name, value in tree.items()}
+    wrapped = all(str(name).startswith("module.") for name in tree)  # by DistributedDataParallel
+    return {str(name).removeprefix("module.") if wrapped else str(name): value for name, value in tree.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdengine.api import ConfigurationError
+from kdengine.recipe.lines import find_line
 
 MISSING = object()
 """Stands for the value of a key that is not there."""
@@ -41,8 +42,6 @@ class RecipeError(ConfigurationError):
     """
 
     def __init__(self, source: str, problems: Sequence[Problem], text: str = "") -> None:
-        from kdengine.recipe.lines import find_line
-
         placed = [(find_line(text, problem.path) if text else None, problem) for problem in problems]
         placed.sort(key=lambda item: (item[0] is None, item[0] or 0))
         count = f"{len(placed)} problem{'s' if len(placed) != 1 else ''}"

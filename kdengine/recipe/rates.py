@@ -1,4 +1,7 @@
-"""Learning-rate schedules: torch's own, by name, with horizons taken from the recipe."""
+"""Learning-rate schedules: torch's own, by name, stepped at every optimizer step.
+
+A recipe gives durations in epochs, and the decay ``gamma`` of ``exponential`` per epoch; horizons are the fit's own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
+from kdengine.api import ConfigurationError
 from kdengine.api.errors import nearest
 from kdengine.recipe.problems import Problem
 from kdengine.recipe.schema import LRScheduleTable
@@ -28,15 +32,14 @@ NAMES = {
 """Short names of torch's classes."""
 
 HORIZONS = ("T_max", "total_iters", "total_steps")
-"""Arguments that default to the steps of the fit."""
+"""Arguments that default to the length of the fit, or of what the warm-up leaves of it."""
 
-IN_EPOCHS = ("step_size", "milestones", "T_0")
+IN_EPOCHS = ("step_size", "milestones", "T_0", "T_max", "total_iters")
 """Arguments that a recipe gives in epochs and torch takes in steps."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "constant": {"factor": 1.0},
     "linear": {"start_factor": 1.0, "end_factor": 0.0},
-    "onecycle": {},
 }
 
 
@@ -45,23 +48,34 @@ def check_rate(table: LRScheduleTable, path: tuple[str, ...]) -> list[Problem]:
     scheduler = _class(table.use)
     if scheduler is None:
         return [Problem((*path, "use"), f"unknown learning-rate schedule; {nearest(table.use, NAMES)}", table.use)]
-    supplied = (*HORIZONS, *_DEFAULTS.get(table.use, {}), "max_lr")
-    return check_arguments(arguments(scheduler, skip=1), table.arguments, path, supplied=supplied)[1]
+    supplied = (*HORIZONS, "max_lr")
+    own = type(table).model_fields
+    problems = check_arguments(arguments(scheduler, skip=1), table.arguments, path, supplied=supplied, beside=own)[1]
+    if table.warmup and scheduler is lr_scheduler.ReduceLROnPlateau:
+        problems.append(Problem((*path, "warmup"), "torch cannot put a warm-up before plateau", table.warmup))
+    return problems
 
 
-def make_rate(table: LRScheduleTable, steps_per_epoch: int) -> Callable[[torch.optim.Optimizer, int], Any] | None:
+def make_rate(
+    table: LRScheduleTable, steps_per_epoch: int, *, higher_is_better: bool = True
+) -> Callable[[torch.optim.Optimizer, int], Any] | None:
     """A factory ``fn(optimizer, steps)`` for the engine; None for a constant rate without warm-up.
 
     Args:
         table: a checked table.
         steps_per_epoch: turns what the recipe gives in epochs into steps.
+        higher_is_better: of the metric that ``plateau`` watches.
     """
     warmup = round(table.warmup * steps_per_epoch)
     if table.use == "constant" and not table.arguments and not warmup:
         return None
 
     def factory(optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        main = _make(table, optimizer, max(1, steps - warmup), steps_per_epoch)
+        mode = "max" if higher_is_better else "min"
+        try:
+            main = _make(table, optimizer, max(1, steps - warmup), steps_per_epoch, mode)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"[lr_schedule] {table.use} cannot be made: {error}") from error
         if not warmup:
             return main
         start = lr_scheduler.LinearLR(optimizer, start_factor=1.0 / warmup, total_iters=warmup)
@@ -70,7 +84,7 @@ def make_rate(table: LRScheduleTable, steps_per_epoch: int) -> Callable[[torch.o
     return factory
 
 
-def _make(table: LRScheduleTable, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int) -> Any:
+def _make(table: LRScheduleTable, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int, mode: str) -> Any:
     scheduler = _class(table.use)
     assert scheduler is not None, "check_rate refuses unknown names"
     known = arguments(scheduler, skip=1)
@@ -78,8 +92,12 @@ def _make(table: LRScheduleTable, optimizer: torch.optim.Optimizer, steps: int, 
     values.update(_DEFAULTS.get(table.use, {}))
     if "max_lr" in known:
         values["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+    if scheduler is lr_scheduler.ReduceLROnPlateau:
+        values["mode"] = mode
     for name, value in table.arguments.items():
         values[name] = _in_steps(value, steps_per_epoch) if name in IN_EPOCHS else value
+    if scheduler is lr_scheduler.ExponentialLR:
+        values["gamma"] **= 1.0 / steps_per_epoch
     return scheduler(optimizer, **values)
 
 

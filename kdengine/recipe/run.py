@@ -13,7 +13,11 @@ from torch import nn
 
 from kdengine.api import ConfigurationError
 from kdengine.engine import files, rundir
+from kdengine.engine.assembly import Aligner
+from kdengine.engine.batching import to_batch
 from kdengine.engine.engine import Engine
+from kdengine.engine.feed import Feed
+from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.result import Result
 from kdengine.recipe.build import make_engine
@@ -22,7 +26,7 @@ from kdengine.recipe.disagreements import write_disagreements
 from kdengine.recipe.load import Source, differences, dump, load
 from kdengine.recipe.models import load_weights, make_model
 from kdengine.recipe.plan import Plan
-from kdengine.recipe.teacher import Teacher, get_teacher
+from kdengine.recipe.teacher import Teacher, get_teacher, new_teacher, teacher_fit
 
 RECIPE = "recipe.toml"
 BASELINE = "baseline"
@@ -55,12 +59,14 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     Raises:
         ConfigurationError: the directory holds another run, or something in the recipe cannot work.
     """
-    claim(plan, options)
+    check_directory(plan, options)
     seeds = [plan.recipe.train.seed + k for k in range(options.seeds or 1)]
     if (done := finished(plan, options.out, seeds)) is not None:
         options.say(f"{options.out} is already finished: nothing to do")
         return done
     data = make_data(plan)
+    rehearse(plan, data)
+    files.write_text(options.out / RECIPE, dump(plan.recipe))
     teacher = get_teacher(plan, data, options.loggers())
     if options.seeds is None:
         return run_seed(plan, data, teacher, options, seeds[0], options.out)
@@ -77,20 +83,41 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     return summary
 
 
-def claim(plan: Plan, options: Options) -> None:
-    """Take a run directory, or go on with one whose recipe differs only where it may."""
+def check_directory(plan: Plan, options: Options) -> None:
+    """Refuse a run directory that holds another run, or this one unless it is to be resumed."""
     rundir.claim(options.out, resume=options.resume)
     stored = options.out / RECIPE
-    if stored.exists():
-        if not options.resume:
-            raise ConfigurationError(f"{options.out} already holds a run; add --resume to go on with it")
-        before = load(Source(str(stored), stored.read_text(encoding="utf-8"), options.out))
-        if changed := differences(before, plan.recipe):
-            raise ConfigurationError(
-                f"{options.out} was started with another recipe: {'; '.join(changed)}. On resume epochs, workers, "
-                "device, loggers and checkpoint policy may change; for anything else choose another --out"
-            )
-    files.write_text(stored, dump(plan.recipe))
+    if not stored.exists():
+        return
+    if not options.resume:
+        raise ConfigurationError(f"{options.out} already holds a run; add --resume to go on with it")
+    before = load(Source(str(stored), stored.read_text(encoding="utf-8"), options.out))
+    changed = differences(before, plan.recipe)
+    if plan.recipe.train.epochs < before.train.epochs:
+        changed.append(f"train.epochs was {before.train.epochs}, is {plan.recipe.train.epochs}, and may only grow")
+    if changed:
+        raise ConfigurationError(
+            f"{options.out} was started with another recipe: {'; '.join(changed)}. On resume epochs, workers, "
+            "device, loggers and checkpoint policy may change; for anything else choose another --out"
+        )
+
+
+def rehearse(plan: Plan, data: Data) -> None:
+    """Assemble every fit and train nothing, so that what cannot work is said before hours have gone into a teacher.
+
+    Raises:
+        ConfigurationError: parts of the recipe do not fit each other.
+        CheckpointError: a checkpoint cannot be read, or is of another model.
+    """
+    teacher = None if plan.teacher is None else new_teacher(plan, data)
+    if teacher is not None and plan.recipe.teacher is not None and plan.recipe.teacher.train is not None:
+        engine, loader = teacher_fit(plan, data, teacher, out=None, loggers=[])
+        engine.assemble(Feed(loader, 1, to_batch))
+    for alone in (True, False) if plan.recipe.baseline else (False,):
+        engine, loader = student_fit(
+            plan, data, teacher, seed=plan.recipe.train.seed, out=None, loggers=[], alone=alone
+        )
+        engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch))
 
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:
@@ -110,16 +137,16 @@ def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, 
     """One seed: the student alone if asked for, the distilled student, evaluation, summary."""
     recipe = plan.recipe
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / RECIPE).exists():
-        own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        files.write_text(out / RECIPE, dump(own))
+    own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+    files.write_text(out / RECIPE, dump(own))
     baseline = None
     if recipe.baseline:
         _, baseline = train(plan, data, teacher, options, seed, out / BASELINE, alone=True)
     engine, result = train(plan, data, teacher, options, seed, out, alone=False)
     student = trained_student(plan, data, out, seed)
     if teacher is not None:
-        write_disagreements(out, student, teacher.module, test_loader(plan, data), data.classes)
+        align = None if recipe.train.classes is None else Aligner(recipe.train.classes)
+        write_disagreements(out, student, teacher.module, test_loader(plan, data), data.classes, align=align)
     summary = {
         **{key: value for key, value in (rundir.read_summary(out) or {}).items() if key not in ("teacher", "baseline")},
         "name": recipe.name,
@@ -139,6 +166,34 @@ def train(
     plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path, *, alone: bool
 ) -> tuple[Engine, Result]:
     """One fit of the student: alone on the labels, or distilled."""
+    engine, loader = student_fit(
+        plan,
+        data,
+        None if teacher is None else teacher.module,
+        seed=seed,
+        out=out,
+        loggers=options.loggers(),
+        alone=alone,
+        trace_hooks=options.trace_hooks,
+    )
+    result = engine.fit(loader, test_loader(plan, data), epochs=plan.recipe.train.epochs, resume="auto")
+    for row in engine.hook_times:
+        options.say(f"{row.plugin}: {row.hook} {row.calls} calls, {row.seconds * 1e3:.1f} ms")
+    return engine, result
+
+
+def student_fit(
+    plan: Plan,
+    data: Data,
+    teacher: nn.Module | None,
+    *,
+    seed: int,
+    out: Path | None,
+    loggers: list[LoggerLike],
+    alone: bool,
+    trace_hooks: bool = False,
+) -> tuple[Engine, Loader]:
+    """A new student's engine and the loader of its training set."""
     recipe = plan.recipe
     student = make_model(plan.student, data.facts, seed=seed, role="student")
     if recipe.student.checkpoint is not None:
@@ -149,19 +204,16 @@ def train(
         plan,
         data,
         student,
-        None if teacher is None else teacher.module,
+        teacher,
         name="student alone" if alone else "student",
         seed=seed,
         out=out,
         steps_per_epoch=-(-len(loader) // recipe.train.accumulate),
-        loggers=options.loggers(),
+        loggers=loggers,
         alone=alone,
-        trace_hooks=options.trace_hooks,
+        trace_hooks=trace_hooks,
     )
-    result = engine.fit(loader, test_loader(plan, data), epochs=recipe.train.epochs, resume="auto")
-    for row in engine.hook_times:
-        options.say(f"{row.plugin}: {row.hook} {row.calls} calls, {row.seconds * 1e3:.1f} ms")
-    return engine, result
+    return engine, loader
 
 
 def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
@@ -195,9 +247,7 @@ def teacher_entry(plan: Plan, data: Data, teacher: Teacher) -> dict[str, Any]:
 
 def measure(plan: Plan, data: Data, module: nn.Module) -> dict[str, float | None]:
     """Every metric of a model that needs no teacher, on the test set."""
-    metrics = {
-        name: bound() for name, bound in plan.metrics.items() if not getattr(bound.factory, "needs_teacher", False)
-    }
+    metrics = {name: bound() for name, bound in plan.own_metrics.items()}
     engine = Engine(module, losses={}, metrics=metrics, plugins=plan.host, device=plan.recipe.train.device, loggers=[])
     return engine.evaluate(test_loader(plan, data))
 

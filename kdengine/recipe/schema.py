@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 VERSION = 1
 
 
 class Table(BaseModel):
-    """A table whose keys are all known."""
+    """A table whose keys are all known. No value is converted: a string or a boolean is never a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ComponentTable(BaseModel):
     """A table that names a component with ``use``; every key that is not declared here is the component's own."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     use: str | None = Field(None, description="component: name, or plugin:name")
 
@@ -58,7 +58,7 @@ class OptimizerTable(ComponentTable):
 
 
 class LRScheduleTable(ComponentTable):
-    """A learning-rate schedule of torch, stepped at every optimizer step."""
+    """A learning-rate schedule of torch, stepped at every optimizer step; its durations are given in epochs."""
 
     use: str = Field("constant", description="cosine, linear, ... or the name of a torch.optim.lr_scheduler class")
     warmup: float = Field(0.0, ge=0.0, description="epochs of linear warm-up before it")
@@ -100,7 +100,7 @@ class TrainTable(Table):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     clip: float | None = Field(None, gt=0.0, description="largest gradient norm")
     ema: float | None = Field(None, gt=0.0, lt=1.0, description="decay of a moving average of the student")
-    compile: StrictBool = Field(False, description="torch.compile the student")
+    compile: bool = Field(False, description="torch.compile the student")
     classes: Literal["shared"] | list[int] | None = Field(None, description="when class counts differ")
     nonfinite: Literal["raise", "skip", "rollback"] = Field("raise", description="when a loss is not finite")
     log_every: int = Field(50, ge=1, description="optimizer steps between training records")
@@ -111,7 +111,7 @@ class TrainTable(Table):
 class EvaluateTable(Table):
     """What evaluations measure."""
 
-    metrics: list[str] = Field(["top1"], description="metrics: name, or plugin:name")
+    metrics: list[str] = Field(["top1"], min_length=1, description="metrics: name, or plugin:name")
     monitor: str | None = Field(None, description="decides the best evaluation; the first metric when absent")
     every: int = Field(1, ge=1, description="epochs between evaluations")
     batch_size: int = Field(256, ge=1, description="items per batch")
@@ -124,7 +124,7 @@ class Recipe(Table):
         ("train", "epochs"), ("train", "device"), ("train", "log_every"), ("train", "checkpoint_every"),
         ("train", "keep"), ("data", "workers"), ("loggers",), ("description",), ("name",),
     )  # fmt: skip
-    """Keys that may change when a run is resumed."""
+    """Keys that may change when a run is resumed; epochs may only grow."""
 
     version: Literal[1] = Field(description="version of the recipe format")
     name: str = Field("run", description="name of the run directory")
@@ -139,7 +139,7 @@ class Recipe(Table):
     lr_schedule: LRScheduleTable = LRScheduleTable(use="constant")
     train: TrainTable
     evaluate: EvaluateTable = EvaluateTable()
-    baseline: StrictBool = Field(False, description="also train the student alone, for as many steps")
+    baseline: bool = Field(False, description="also train the student alone, for as many steps")
     loggers: list[str | dict[str, Any]] = Field(["console"], description="beside metrics.jsonl")
 
     @field_validator("name")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -81,7 +81,8 @@ def check_arguments(
     given: Mapping[str, Any],
     path: tuple[str, ...],
     *,
-    supplied: typing.Container[str] = (),
+    supplied: Container[str] = (),
+    beside: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Validate a table's own keys against a component's arguments.
 
@@ -90,6 +91,7 @@ def check_arguments(
         given: the table's keys.
         path: of the table in the recipe.
         supplied: arguments that the caller fills in where the table does not.
+        beside: keys of the table that are no arguments of the component, for suggestions.
 
     Returns:
         the validated arguments, and every problem.
@@ -98,32 +100,54 @@ def check_arguments(
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            problems.append(Problem((*path, name), f"unknown argument; {nearest(name, known)}"))
+            problems.append(Problem((*path, name), f"unknown argument; {nearest(name, [*known, *beside])}"))
             continue
         try:
             values[name] = check_value(known[name].annotation, value)
-        except ValidationError as error:
-            said = "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
-            problems.append(Problem((*path, name), f"expected {known[name].type_name}: {said}", value))
+        except ValueError as error:
+            problems.append(Problem((*path, name), f"expected {known[name].type_name}: {_said(error)}", value))
     for name, argument in known.items():
         if argument.required and name not in given and name not in supplied:
             problems.append(Problem((*path, name), f"this argument is required ({argument.type_name})"))
     return values, problems
 
 
+def _said(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
+    return str(error)
+
+
 def check_value(annotation: Any, value: Any) -> Any:
-    """A TOML value as the annotated type; strings and booleans are never taken for numbers.
+    """A TOML value as the annotated type; a string or a boolean is never taken for a number.
 
     Raises:
-        ValidationError: it is not of that type.
+        ValueError: it is not of that type.
     """
+    if mentions_scalar(annotation):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"this is a {type(value).__name__}" if value == value else "this is not a number")
+        return value
     adapter = _adapter(annotation)
     if adapter is None:
         return value
-    strict = isinstance(value, bool) or (
-        isinstance(value, str) and Path not in (annotation, *typing.get_args(annotation))
-    )
-    return adapter.validate_python(value, strict=strict)
+    made = adapter.validate_python(value)
+    if isinstance(made, Iterator):  # pydantic checks an Iterable's items when they are read, and it is read once
+        made = list(made)
+    if converted := _find_converted(value, made):
+        raise ValueError(f"{converted[0]!r} is a {type(converted[0]).__name__}")
+    return made
+
+
+def _find_converted(given: Any, made: Any) -> list[Any]:
+    """Plain values that became another type; a whole number may become a float, a string a path or an enum."""
+    if isinstance(given, list) and isinstance(made, list | tuple):
+        return [value for pair in zip(given, made, strict=False) for value in _find_converted(*pair)]
+    if isinstance(given, dict) and isinstance(made, dict):
+        return [value for key in given if key in made for value in _find_converted(given[key], made[key])]
+    widened = type(given) is int and type(made) is float
+    plain = type(made) in (bool, int, float, str)
+    return [given] if plain and type(made) is not type(given) and not widened else []
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any] | None:

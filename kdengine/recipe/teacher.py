@@ -15,6 +15,8 @@ from torch import nn
 
 from kdengine._version import __version__
 from kdengine.engine import rundir
+from kdengine.engine.engine import Engine
+from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.runtime import choose_device
 from kdengine.recipe.build import teacher_engine
@@ -44,34 +46,47 @@ def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | 
     A second process that wants the same teacher waits for the first; training that was interrupted goes on.
     """
     table = plan.recipe.teacher
-    if table is None or plan.teacher is None:
+    if table is None:
         return None
+    module = new_teacher(plan, data)
+    if table.train is None:
+        return Teacher(module, seconds=None, cached=False)
+    folder = cache_folder() / f"{table.use.replace(':', '-')}-{key(plan, data)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{folder.name}.lock"):
+        summary = rundir.read_summary(folder)
+        if summary is None:
+            engine, loader = teacher_fit(plan, data, module, out=folder, loggers=loggers)
+            engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
+    load_weights(module, folder / rundir.STUDENT, "teacher")
+    seconds = rundir.load_run(folder).summary["student"]["seconds"]
+    return Teacher(module, seconds=seconds, cached=summary is not None)
+
+
+def new_teacher(plan: Plan, data: Data) -> nn.Module:
+    """The recipe's teacher as it is before any training: from its checkpoint, where it has one."""
+    table = plan.recipe.teacher
+    assert table is not None
+    assert plan.teacher is not None, "a recipe with a teacher has a plan with one"
     seed = 0 if table.train is None else table.train.seed
     module = make_model(plan.teacher, data.facts, seed=seed, role="teacher")
     if table.checkpoint is not None:
         load_weights(module, table.checkpoint, "teacher")
-        return Teacher(module, seconds=None, cached=False)
-    folder = cache_folder() / f"{table.use.replace(':', '-')}-{key(plan, data)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        cached = rundir.read_summary(folder) is not None
-        if not cached:
-            train(plan, data, module, folder, loggers)
-    load_weights(module, folder / rundir.STUDENT, "teacher")
-    summary = rundir.load_run(folder).summary
-    return Teacher(module, seconds=summary["student"]["seconds"], cached=cached)
+    return module
 
 
-def train(plan: Plan, data: Data, module: nn.Module, folder: Path, loggers: list[LoggerLike]) -> None:
-    """Train the teacher into its folder of the cache, going on where an earlier attempt was cut off."""
+def teacher_fit(
+    plan: Plan, data: Data, module: nn.Module, *, out: Path | None, loggers: list[LoggerLike]
+) -> tuple[Engine, Loader]:
+    """The engine that trains the teacher, and the loader of its training set."""
     table = plan.recipe.teacher
     assert table is not None
     assert table.train is not None, "a plan's teacher has a checkpoint or a train table"
     batch_size = table.train.batch_size or plan.recipe.data.batch_size
     dataset = data.training_set(table.train.labelled, table.train.seed)
     loader = training_loader(plan, dataset, batch_size=batch_size, seed=table.train.seed)
-    engine = teacher_engine(plan, data, module, out=folder, steps_per_epoch=len(loader), loggers=loggers)
-    engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
+    engine = teacher_engine(plan, data, module, out=out, steps_per_epoch=len(loader), loggers=loggers)
+    return engine, loader
 
 
 def cache_folder() -> Path:

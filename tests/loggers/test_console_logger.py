@@ -64,6 +64,19 @@ def test_evaluations_and_notes_get_a_line(capsys):
     assert lines[1] == "the student [bold]has[/bold] no BatchNorm"
 
 
+def test_evaluations_count_as_progress_and_the_last_one_always_shows(capsys):
+    logger = Console(every=60)
+    logger.start(RUN)
+    for step in range(10, 101, 10):
+        logger.log(RECORD, step=step, kind="train")
+        logger.log({"top1": step / 100, "gradient_share.kd": 0.9}, step=step, kind="evaluate")
+    logger.finish("finished")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("student  step 10/100")
+    assert lines[1] == "student  evaluation at step 100  top1 1"
+
+
 def test_quiet_leaves_out_the_progress_only(capsys):
     logger = Console(quiet=True)
     logger.start(RUN)
@@ -155,6 +168,19 @@ def test_a_terminal_gets_one_bar(terminal):
     for part in ("100/100", "loss 0.5", "10 items/s", "a [note]", "evaluation at step 100  top1 0.5", "finished"):
         assert part in text, text
     assert "step 50/100" not in text, "progress was printed line by line as well"
+
+
+def test_a_terminal_keeps_the_last_evaluation_only(terminal):
+    terminal.plug()
+    logger = Console()
+    logger.start(RUN)
+    for step in (50, 100):
+        logger.log({"top1": step / 100}, step=step, kind="evaluate")
+    logger.finish("finished")
+    text = terminal.screen()
+    assert "top1 0.5" in text, "the bar does not show an evaluation"
+    assert "evaluation at step 50" not in text
+    assert text.count("evaluation at step 100  top1 1") == 1
 
 
 def test_a_terminal_that_cannot_redraw_gets_lines(terminal, monkeypatch):

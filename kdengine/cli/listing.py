@@ -1,0 +1,152 @@
+"""What there is: plugins, components, recipes, the recipe's schema and this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdengine._version import __version__
+from kdengine.cli import planning, tables
+
+plugins_app = typer.Typer(invoke_without_command=True, help="List plugins, or show one plugin or component.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Acting = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="NAME_OR_PATH", help="Look at this plugin as well.")
+]
+
+EXTRAS = {
+    "vision": ("torchvision",),
+    "report": ("matplotlib", "jinja2"),
+    "demo": ("sklearn", "matplotlib", "jinja2"),
+}
+
+
+def recipes() -> None:
+    """List the recipes that come with kdengine."""
+    from kdengine.recipe.load import Source, load, shipped
+
+    known = {name: load(Source(name, text, Path())) for name, text in shipped().items()}
+    tables.show(["recipe", "what it shows"], [[name, recipe.description or ""] for name, recipe in known.items()])
+    typer.echo("\nkdengine run NAME carries one out; kdengine new FILE --from NAME copies it to be changed")
+
+
+def new(
+    file: Annotated[Path, typer.Argument(help="The recipe file to write.")],
+    origin: Annotated[str, typer.Option("--from", metavar="NAME", help="The recipe to begin with.")],
+) -> None:
+    """Copy a recipe that comes with kdengine, to be changed."""
+    from kdengine.api import ConfigurationError
+    from kdengine.recipe.load import find
+
+    source = find(origin)
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(source.text)
+    except FileExistsError:
+        raise ConfigurationError(f"{file} is there already and stays as it is; choose another name") from None
+    typer.echo(f"wrote {file}: change it, then kdengine check {file}")
+
+
+def schema(out: Annotated[Path | None, typer.Option(help="Write it to a file.")] = None) -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from kdengine.recipe.schema import Recipe
+
+    text = json.dumps(Recipe.model_json_schema(), indent=2)
+    if out is None:
+        typer.echo(text)
+        return
+    out.write_text(f"{text}\n", encoding="utf-8")
+    typer.echo(f"wrote {out}")
+
+
+def env(as_json: Json = False) -> None:
+    """Tell what kdengine runs on, and which implementation of the loss it uses."""
+    facts = environment()
+    if as_json:
+        tables.show_json(facts)
+        return
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        typer.echo(f"{name:<{width}}  {', '.join(fact) if isinstance(fact, list) else fact}")
+
+
+def environment() -> dict[str, str | list[str]]:
+    """Names and facts."""
+    import torch
+
+    from kdengine.host.discovery import DISABLE_AUTOLOAD, autoload_enabled
+    from kdengine.ops import backend_info
+    from kdengine.recipe.teacher import cache_folder
+
+    backend = backend_info()
+    devices = [f"cuda:{k} {torch.cuda.get_device_name(k)}" for k in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return {
+        "kdengine": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": str(torch.__version__),
+        "devices": ["cpu", *devices],
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "backend": f"{backend.name}: {backend.reason}",
+        "extras": [name if extra_present(name) else f"{name} (missing)" for name in EXTRAS],
+        "plugin autoload": "on" if autoload_enabled() else f"off, by {DISABLE_AUTOLOAD}",
+        "teacher cache": str(cache_folder()),
+    }
+
+
+def extra_present(name: str) -> bool:
+    """Whether what an extra installs can be imported."""
+    return all(find_spec(module) is not None for module in EXTRAS[name])
+
+
+@plugins_app.callback()
+def plugins(context: typer.Context, acting: Acting = None, as_json: Json = False) -> None:
+    """List plugins, or show one: kdengine plugins show kd."""
+    if context.invoked_subcommand is not None:
+        return
+    from kdengine.cli.describe import status
+    from kdengine.host import KINDS, Host
+
+    host = Host(acting or (), warn=planning.warn)
+    host.components(KINDS[0])  # imports what is installed: a broken plugin shows as such
+    rows = [
+        {
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+            "origin": plugin.origin,
+            "source": plugin.source,
+            "status": status(plugin),
+        }
+        for plugin in host.plugins()
+    ]
+    if as_json:
+        tables.show_json(rows)
+        return
+    columns = list(rows[0])
+    tables.show(columns, [[str(row[column] or "-") for column in columns] for row in rows])
+
+
+@plugins_app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A plugin, or a component such as kd or builtin:kd.")],
+    acting: Acting = None,
+    as_json: Json = False,
+) -> None:
+    """Show a plugin or a component: what it is, its arguments, and a recipe table to paste."""
+    from kdengine.cli.describe import describe
+    from kdengine.host import Host
+
+    found = describe(Host(acting or (), warn=planning.warn), name)
+    if as_json:
+        tables.show_json([item.facts() for item in found])
+        return
+    typer.echo("\n\n".join(item.text() for item in found))

@@ -1,0 +1,190 @@
+"""What is done with runs that are there: evaluate, report, export, clean."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdengine.cli import planning, tables
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def evaluate(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run's recipe, such as data.root=DIR."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's student on the test set."""
+    from kdengine.recipe.data import make_data
+    from kdengine.recipe.load import Source
+    from kdengine.recipe.run import measure, trained_student
+
+    folders = student_folders(run)
+    stored = run / "recipe.toml"
+    source = Source(str(stored), read_recipe(stored), run)
+    plan = planning.prepare(source, overrides or ())
+    data = make_data(plan)
+    rows: dict[str, dict[str, float | None]] = {}
+    for folder in folders:
+        name = folder.name if folder != run else "student"
+        rows[name] = measure(plan, data, trained_student(plan, data, folder, plan.recipe.train.seed))
+    if as_json:
+        tables.show_json(rows.get("student", rows))
+        return
+    show_metrics(rows, len(data.test))
+    skipped = [name for name in plan.metrics if name not in next(iter(rows.values()))]
+    if skipped:
+        typer.echo(f"left out, because the teacher is not loaded here: {', '.join(skipped)}")
+
+
+def show_metrics(rows: dict[str, dict[str, float | None]], items: int) -> None:
+    """Metrics of one student, or of one per seed with their mean."""
+    from kdengine.cli.report.formats import metric_name
+    from kdengine.recipe.run import spread
+
+    names = list(next(iter(rows.values())))
+    cells = [[label, *(tables.metric(name, row[name]) for name in names)] for label, row in rows.items()]
+    if len(rows) > 1:
+        spreads = [tables.metric(name, spread([row[name] for row in rows.values()])) for name in names]
+        cells.append(["mean ± sd", *spreads])
+    tables.show(["", *map(metric_name, names)], cells, right=True)
+    typer.echo(f"on {items:,} test items")
+
+
+def read_recipe(path: Path) -> str:
+    """The recipe that a run directory holds."""
+    from kdengine.api import CheckpointError
+
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} is no run directory: it holds no {path.name}")
+    return path.read_text(encoding="utf-8")
+
+
+def student_folders(run: Path) -> list[Path]:
+    """The directories of a run that hold a trained student: itself, or one per seed."""
+    from kdengine.api import CheckpointError
+    from kdengine.engine.rundir import STUDENT
+
+    read_recipe(run / "recipe.toml")
+    if (run / STUDENT).is_file():
+        return [run]
+    found = sorted(run.glob(f"seed-*/{STUDENT}"), key=lambda path: int(path.parent.name.removeprefix("seed-")))
+    if not found:
+        raise CheckpointError(
+            f"{run} holds no {STUDENT}: its run is not finished; kdengine run --resume --out {run} goes on with it"
+        )
+    return [path.parent for path in found]
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; RUN/report.html, or report.html here when several are compared."),
+    ] = None,
+) -> None:
+    """Write a report of one run, or a comparison of several."""
+    from kdengine.cli.report import write_report
+
+    default = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    typer.echo(write_report(runs, out or default))
+
+
+def export(
+    run: Run,
+    file: Annotated[Path, typer.Argument(help="FILE.safetensors, or FILE.pth or FILE.pt for torch.load.")],
+) -> None:
+    """Write a run's student as a state dict."""
+    import safetensors.torch
+    import torch
+
+    from kdengine.api import ConfigurationError
+    from kdengine.engine import files, rundir
+
+    if file.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ConfigurationError(f"expected a file that ends in .safetensors, .pth or .pt, got {file}")
+    folders = student_folders(run)
+    if folders != [run]:
+        names = ", ".join(folder.name for folder in folders)
+        raise ConfigurationError(f"{run} holds several students ({names}): name one, such as {folders[0]}")
+    if file.suffix == ".safetensors":
+        files.write_bytes(file, (run / rundir.STUDENT).read_bytes())
+    else:
+        state = safetensors.torch.load_file(run / rundir.STUDENT)
+        with files.replacing(file) as temporary:
+            torch.save(state, temporary)
+    typer.echo(f"wrote {file} ({tables.amount(file.stat().st_size)})")
+
+
+def clean(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Run directories; all below runs/ when left out.")
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Remove the trained teachers of the cache instead.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove the checkpoints of finished runs, or the teacher cache. Lists what would go, and asks first."""
+    from kdengine.api import ConfigurationError
+
+    if cache and runs:
+        raise ConfigurationError("give run directories or --cache, not both")
+    found = list(cached_teachers()) if cache else list(checkpoints(runs))
+    if not found:
+        typer.echo("nothing to remove")
+        return
+    for folder in found:
+        typer.echo(f"{megabytes(folder):10.1f} MB  {folder}")
+    what = "trained teachers" if cache else "checkpoints of finished runs (students, records and reports stay)"
+    total = f"{sum(map(megabytes, found)):.1f} MB of {what}"
+    if not yes:
+        typer.confirm(f"Remove {total}?", abort=True)
+    for folder in found:
+        shutil.rmtree(folder)
+        folder.with_suffix(".lock").unlink(missing_ok=True) if cache else None
+    typer.echo(f"removed {total}")
+
+
+def checkpoints(runs: list[Path] | None) -> Iterator[Path]:
+    """The checkpoint directories of finished runs.
+
+    Raises:
+        CheckpointError: a run that is named is none, or is not finished.
+    """
+    from kdengine.engine import rundir
+
+    named = runs is not None
+    for run in runs or sorted(path.parent for path in Path("runs").glob("*/recipe.toml")):
+        if named:
+            read_recipe(run / "recipe.toml")
+            rundir.load_run(run)
+        elif not (run / rundir.SUMMARY).is_file():
+            continue
+        for part in [run, run / "baseline", *sorted(run.glob("seed-*")), *sorted(run.glob("seed-*/baseline"))]:
+            folder = part / rundir.CHECKPOINTS
+            if (part / rundir.SUMMARY).is_file() and folder.is_dir() and not folder.is_symlink():
+                yield folder
+
+
+def cached_teachers() -> Iterator[Path]:
+    """The directories of the teacher cache; anything else in there is left alone."""
+    from kdengine.engine import rundir
+    from kdengine.recipe.teacher import cache_folder
+
+    for folder in sorted(cache_folder().glob("*")):
+        ours = (rundir.SUMMARY, rundir.RECORDS, rundir.CHECKPOINTS)
+        if folder.is_dir() and not folder.is_symlink() and any((folder / name).exists() for name in ours):
+            yield folder
+
+
+def megabytes(folder: Path) -> float:
+    """What is in a directory."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,0 +1,219 @@
+"""What a recipe would take: parameters, memory, steps. The fits are assembled as for training; none is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdengine.engine.engine import Engine
+from kdengine.engine.feed import Feed
+from kdengine.engine.loader import Loader
+from kdengine.recipe.build import make_engine, teacher_engine
+from kdengine.recipe.data import Data, make_data, training_loader
+from kdengine.recipe.models import load_weights, make_model
+from kdengine.recipe.plan import Plan
+from kdengine.recipe.teacher import cache_folder, key
+
+PROBE = 2
+"""Items of the batch that is measured: one alone would be refused by batch normalisation."""
+
+
+@dataclass(frozen=True)
+class FitEstimate:
+    """What one fit would take; sizes in bytes.
+
+    Attributes:
+        name: of the fit.
+        parameters: of the model that trains.
+        weights: parameters and buffers of every model that runs.
+        gradients: of what trains, projectors of losses included.
+        optimizer: its state after a step.
+        activations: what backward keeps of one micro-batch.
+        epochs: passes over the training set.
+        steps: optimizer steps.
+    """
+
+    name: str
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    epochs: int
+    steps: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe would take.
+
+    Attributes:
+        fits: in the order in which they would run.
+        teacher_note: where the teacher would come from; None without one.
+        train_items: size of the training set.
+        labelled_items: how many of them the student sees labelled.
+        test_items: size of the test set.
+        input_shape: of one input.
+        classes: how many.
+        device: where it would run.
+    """
+
+    fits: list[FitEstimate]
+    teacher_note: str | None
+    train_items: int
+    labelled_items: int
+    test_items: int
+    input_shape: tuple[int, ...]
+    classes: int
+    device: str
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Build data and models, run one tiny batch forwards, and count.
+
+    Raises:
+        KDEngineError: what a run would be refused for.
+    """
+    data = make_data(plan)
+    fits = []
+    note, teacher, trains = find_teacher(plan, data)
+    if trains and teacher is not None:
+        fits.append(teacher_fit(plan, data, teacher))
+    engine, of_student = student_fit(plan, data, teacher)
+    if plan.recipe.baseline:
+        fits.append(student_fit(plan, data, teacher, alone=True)[1])
+    fits.append(of_student)
+    facts = data.describe(plan.recipe.data.use, plan.recipe.data.labelled, plan.recipe.train.seed)
+    return Estimate(
+        fits=fits,
+        teacher_note=note,
+        train_items=facts["train_items"],
+        labelled_items=facts["labelled_items"],
+        test_items=facts["test_items"],
+        input_shape=data.input_shape,
+        classes=len(data.classes),
+        device=str(engine.runtime.device),
+    )
+
+
+def find_teacher(plan: Plan, data: Data) -> tuple[str | None, nn.Module | None, bool]:
+    """Where the teacher would come from, the teacher, and whether it would be trained first."""
+    table = plan.recipe.teacher
+    if table is None or plan.teacher is None:
+        return None, None, False
+    module = make_model(plan.teacher, data.facts, seed=0, role="teacher")
+    if table.checkpoint is not None:
+        load_weights(module, table.checkpoint, "teacher")
+        return f"{table.use} from {table.checkpoint}", module, False
+    stored = cache_folder() / f"{table.use.replace(':', '-')}-{key(plan, data)}" / "summary.json"
+    if stored.is_file():
+        return f"{table.use}, trained before and kept in the cache", module, False
+    return f"{table.use}, would be trained first and kept in the cache", module, True
+
+
+def teacher_fit(plan: Plan, data: Data, teacher: nn.Module) -> FitEstimate:
+    """The fit that trains the teacher."""
+    table = plan.recipe.teacher
+    assert table is not None
+    assert table.train is not None, "a teacher without a train table is loaded"
+    batch_size = table.train.batch_size or plan.recipe.data.batch_size
+    dataset = data.training_set(table.train.labelled, table.train.seed)
+    loader = training_loader(plan, dataset, batch_size=batch_size, seed=table.train.seed)
+    engine = teacher_engine(plan, data, teacher, out=None, steps_per_epoch=len(loader), loggers=[])
+    return measure(engine, dataset, "teacher", [teacher], batch_size, table.train.epochs, len(loader))
+
+
+def student_fit(
+    plan: Plan, data: Data, teacher: nn.Module | None, *, alone: bool = False
+) -> tuple[Engine, FitEstimate]:
+    """A fit of the student, alone or under the teacher."""
+    recipe, seed = plan.recipe, plan.recipe.train.seed
+    student = make_model(plan.student, data.facts, seed=seed, role="student")
+    if recipe.student.checkpoint is not None:
+        load_weights(student, recipe.student.checkpoint, "student")
+    dataset = data.training_set(recipe.data.labelled, seed)
+    loader = training_loader(plan, dataset, batch_size=recipe.data.batch_size, seed=seed)
+    steps = -(-len(loader) // recipe.train.accumulate)
+    engine = make_engine(
+        plan,
+        data,
+        student,
+        teacher,
+        name="student",
+        seed=seed,
+        out=None,
+        steps_per_epoch=steps,
+        loggers=[],
+        alone=alone,
+    )
+    title = "student alone" if alone else "student" if teacher is None else "student distilled"
+    running = [student] if teacher is None else [student, teacher]
+    return engine, measure(engine, dataset, title, running, recipe.data.batch_size, recipe.train.epochs, steps)
+
+
+def measure(
+    engine: Engine, dataset: Any, name: str, running: list[nn.Module], batch_size: int, epochs: int, steps: int
+) -> FitEstimate:
+    """Count what an assembled fit holds.
+
+    Args:
+        engine: of the fit.
+        dataset: its training set.
+        name: of the fit.
+        running: the models that run; the first one trains.
+        batch_size: items of a micro-batch.
+        epochs: passes over the training set.
+        steps: optimizer steps per epoch.
+    """
+    probe = Loader(dataset, min(PROBE, len(dataset)), shuffle=False, seed=0)
+    batch = next(iter(probe))
+    kept = Kept([tensor for module in running for tensor in (*module.parameters(), *module.buffers())])
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        engine.objective(batch)
+    fit = engine.assemble(Feed(probe, 1, engine._to_batch), epochs=1)
+    for parameter in fit.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    fit.optimizer.step()
+    return FitEstimate(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in running[0].parameters()),
+        weights=sum(size(tensor) for module in running for tensor in (*module.parameters(), *module.buffers())),
+        gradients=sum(size(parameter) for parameter in fit.parameters),
+        optimizer=sum(
+            size(value) for state in fit.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+        ),
+        activations=kept.size * batch_size // min(PROBE, len(dataset)),
+        epochs=epochs,
+        steps=steps * epochs,
+    )
+
+
+class Kept:
+    """Counts the storages that backward keeps, each once, without those of the models."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        self.size = 0
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._alive: list[Tensor] = []  # an address stays taken while its tensor lives
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Note a tensor that is saved."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self._alive.append(tensor)
+            self.size += storage.nbytes()
+        return tensor
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of a tensor."""
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,100 @@
+"""What is done with finished runs."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+
+@pytest.fixture
+def run(finished, place):
+    return shutil.copytree(finished, place / "runs" / "small")
+
+
+def test_evaluate_finds_the_metrics_of_the_run(kd, run):
+    stored = json.loads((run / "summary.json").read_text())["student"]["metrics"]["top1"]
+    code, out, _ = kd("evaluate", run, "--json")
+    assert code == 0
+    assert json.loads(out)["top1"] == pytest.approx(stored)
+    out = kd("evaluate", run)[1]
+    assert f"{100 * stored:.1f}" in out
+    assert "agreement" in out.splitlines()[-1]
+
+
+def test_evaluate_on_other_data(kd, run):
+    assert "on 180 test items" in kd("evaluate", run, "--set", "data.test_share=0.1")[1]
+
+
+def test_an_unfinished_run_cannot_be_evaluated(kd, run):
+    (run / "student.safetensors").unlink()
+    code, _, err = kd("evaluate", run)
+    assert code == 2
+    assert "not finished" in err
+
+
+def test_report_of_one_run_and_of_several(kd, run, place):
+    assert kd("report", run)[1].strip() == f"{run}/report.html"
+    other = shutil.copytree(run, place / "other")
+    assert kd("report", run, other)[1].strip() == "report.html"
+    assert (place / "report.html").is_file()
+    assert kd("report", run, other, "--out", "both.html")[1].strip() == "both.html"
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student.pth", "student.pt"])
+def test_export_writes_the_student(kd, run, place, name):
+    assert kd("export", run, name)[0] == 0
+    expected = safetensors.torch.load_file(run / "student.safetensors")
+    found = safetensors.torch.load_file(name) if name.endswith("tensors") else torch.load(name, weights_only=True)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_export_refuses_other_formats(kd, run):
+    code, _, err = kd("export", run, "student.onnx")
+    assert code == 2
+    assert ".safetensors" in err
+
+
+def test_clean_removes_checkpoints_of_finished_runs_only(kd, run, place):
+    unfinished = shutil.copytree(run, place / "runs" / "small-2")
+    (unfinished / "summary.json").unlink()
+    code, out, _ = kd("clean", "--yes")
+    assert code == 0
+    assert "runs/small/checkpoints" in out
+    assert not (run / "checkpoints").exists()
+    assert (run / "student.safetensors").exists()
+    assert (unfinished / "checkpoints").exists()
+    code, _, err = kd("clean", unfinished, "--yes")
+    assert code == 2
+    assert "not finished" in err
+    assert "nothing to remove" in kd("clean", run)[1]
+
+
+def test_clean_asks_first(kd, run, monkeypatch):
+    import io
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    code, out, err = kd("clean", run)
+    assert code == 1
+    assert "MB" in out
+    assert "nothing was changed" in err
+    assert (run / "checkpoints").exists()
+
+
+def test_clean_leaves_what_is_no_run_alone(kd, place):
+    (place / "thesis" / "checkpoints").mkdir(parents=True)
+    code, _, err = kd("clean", "thesis", "--yes")
+    assert code == 2
+    assert "no run directory" in err
+    assert (place / "thesis" / "checkpoints").exists()
+
+
+def test_clean_cache_removes_teachers_and_nothing_else(kd, run, place, monkeypatch, teacher_cache):
+    shutil.copytree(teacher_cache, place / "cache")
+    monkeypatch.setenv("KDENGINE_CACHE", str(place / "cache"))
+    (place / "cache" / "teachers" / "letters").mkdir()
+    assert kd("clean", "--cache", "--yes")[0] == 0
+    assert [path.name for path in (place / "cache" / "teachers").iterdir()] == ["letters"]

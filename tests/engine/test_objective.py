@@ -1,0 +1,139 @@
+"""Any split of an optimizer step gives the same gradient; every D is what it should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kdengine
+from kdengine.losses import CE, KD, Hint
+from tests.engine.common import CLASSES, INPUTS, engine, flat, mlp
+
+ITEMS = 30
+
+
+def unevenly_labelled() -> torch.utils.data.TensorDataset:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, CLASSES, (ITEMS,), generator=generator)
+    labels[::3] = -100
+    return torch.utils.data.TensorDataset(torch.randn(ITEMS, INPUTS, generator=generator, dtype=torch.float64), labels)
+
+
+LOSSES = {
+    "kd": lambda: {"kd": KD(3.0)},
+    "kd with ignored labels": lambda: {"kd": KD(3.0, hard_weight=0.5)},
+    "a feature loss with a projector": lambda: {"hint": Hint(student="1", teacher="1")},
+    "a sum of terms with different masks": lambda: {"kd": KD(3.0, hard_weight=0.5), "ce": CE(label_smoothing=0.1)},
+}
+
+
+def update(losses, sizes: list[int]) -> torch.Tensor:
+    """What one optimizer step over micro-batches of these sizes makes of the student."""
+    student = mlp(dtype=torch.float64)
+    trained = engine(
+        student,
+        mlp(32, dtype=torch.float64),
+        losses=losses,
+        weights={},
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=1.0),
+        seed=0,
+    )
+    data = unevenly_labelled()[:]
+    parts = torch.arange(ITEMS).split(sizes)
+    trained.train_step([tuple(tensor[part] for tensor in data) for part in parts])
+    return flat(student)
+
+
+@pytest.mark.parametrize("losses", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("sizes", [[10, 10, 10], [7, 7, 7, 7, 2], [1] * 30, [29, 1]], ids=str)
+def test_any_split_of_a_step_gives_the_same_update(losses, sizes):
+    assert torch.allclose(update(losses(), sizes), update(losses(), [ITEMS]), rtol=0, atol=1e-12)
+
+
+@given(cuts=st.lists(st.integers(1, ITEMS - 1), unique=True, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_random_splits_give_the_same_update(cuts):
+    bounds = [0, *sorted(cuts), ITEMS]
+    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    losses = LOSSES["a sum of terms with different masks"]
+    assert torch.allclose(update(losses(), sizes), update(losses(), [ITEMS]), rtol=0, atol=1e-12)
+
+
+def test_a_ragged_last_window_is_divided_by_its_own_items():
+    records = []
+    data = unevenly_labelled()
+    engine(
+        mlp(dtype=torch.float64),
+        mlp(32, dtype=torch.float64),
+        losses={"kd": KD(1.0)},
+        weights={},
+        accumulate=4,
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=0.0),
+        loggers=[lambda record, step: records.append(record["kd"])],
+        log_every=1,
+    ).fit(kdengine.loader(data, 5, shuffle=False), epochs=1)
+    student, teacher = mlp(dtype=torch.float64), mlp(32, dtype=torch.float64)
+    inputs = data[:][0]
+    rows = torch.nn.functional.kl_div(
+        student(inputs).log_softmax(-1), teacher(inputs).log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    assert records == pytest.approx([rows[:20].mean().item(), rows[20:].mean().item()], rel=1e-9)
+
+
+def test_a_step_without_a_labelled_item_costs_nothing_and_breaks_nothing():
+    student = mlp()
+    before = flat(student)
+    values = engine(student, losses={"ce": CE()}, weights={}).train_step(
+        [(torch.randn(4, INPUTS), torch.full((4,), -100))]
+    )
+    assert values["loss"] == 0.0
+    assert torch.equal(before, flat(student))
+
+
+def test_a_masked_item_counts_nowhere_even_when_it_is_nan():
+    inputs, labels = torch.randn(6, INPUTS), torch.randint(0, CLASSES, (6,))
+    padded = torch.cat([inputs, torch.full((2, INPUTS), float("nan"))])
+    mask = torch.tensor([True] * 6 + [False] * 2)
+    plain, with_padding = mlp(), mlp()
+    engine(plain).train_step([(inputs, labels)])
+    batch = kdengine.Batch(padded, torch.cat([labels, torch.zeros(2, dtype=torch.long)]), mask=mask)
+    values = engine(with_padding, losses={"kd": KD(2.0), "ce": CE()}).objective(batch, student=with_padding)
+    assert torch.isfinite(values)
+
+
+def test_a_loss_of_batch_scope_is_combined_by_item_counts():
+    class Relational(kdengine.Loss):
+        scope = "batch"
+
+        def value(self, batch):
+            return batch.student.logits.square().mean()
+
+    records = []
+    trained = engine(
+        losses={"relational": Relational()},
+        weights={"relational": 2.0},
+        loggers=[lambda record, step: records.append(record)],
+        log_every=1,
+        accumulate=2,
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=0.0),
+    )
+    parts = [(torch.randn(6, INPUTS), torch.zeros(6)), (torch.randn(2, INPUTS), torch.zeros(2))]
+    trained.fit(parts, epochs=1)
+    values = [mlp()(inputs).square().mean().item() for inputs, _ in parts]
+    assert records[0]["relational"] == pytest.approx((6 * values[0] + 2 * values[1]) / 8, rel=1e-6)
+    assert records[0]["loss"] == pytest.approx(2 * records[0]["relational"])
+
+
+def test_schedules_move_arguments_and_weights_at_every_step():
+    records = []
+    engine(
+        losses={"kd": KD(temperature=kdengine.Linear(4.0, 1.0))},
+        weights={"kd": kdengine.Linear(1.0, 0.0)},
+        loggers=[lambda record, step: records.append((record["kd.temperature"], record["weights.kd"]))],
+        log_every=1,
+    ).fit([(torch.randn(4, INPUTS), torch.zeros(4, dtype=torch.long))] * 4, epochs=1)
+    temperatures, weights = zip(*records, strict=True)
+    assert temperatures == pytest.approx((4.0, 3.0, 2.0, 1.0))
+    assert weights == pytest.approx((1.0, 2 / 3, 1 / 3, 0.0))

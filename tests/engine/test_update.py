@@ -1,0 +1,117 @@
+"""A loss or gradient that is not finite never reaches the weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import kdengine
+from kdengine.engine.update import find_nonfinite
+from kdengine.losses import CE, KD
+from tests.engine.common import INPUTS, engine, flat, items, mlp
+
+
+class Poison(kdengine.Loss):
+    """Becomes NaN at one step."""
+
+    def __init__(self, at: int, backward_only: bool = False) -> None:
+        super().__init__()
+        self.at = at
+        self.backward_only = backward_only
+        self.calls = 0
+
+    def per_item(self, batch):
+        self.calls += 1
+        values = batch.student.logits.square().mean(-1)
+        if self.calls - 1 != self.at:
+            return values
+        if self.backward_only:
+            return values + (batch.student.logits[:, 0] * 0).sqrt()
+        return values * math.nan
+
+
+def poisoned(at: int, student, backward_only: bool = False, **options):
+    losses = {"poison": Poison(at, backward_only), "ce": CE()}
+    return engine(student, losses=losses, weights={}, **options)
+
+
+@pytest.mark.parametrize("backward_only", [False, True], ids=["loss", "gradient alone"])
+def test_raise_names_the_term_and_the_step_and_leaves_the_weights_before_it(backward_only):
+    healthy, student = mlp(), mlp()
+    loader = [items()[:8], items()[8:16], items()[16:24]]
+    poisoned(99, healthy).fit(loader[:1], epochs=1)
+    with pytest.raises(kdengine.NonFiniteError) as caught:
+        poisoned(1, student, backward_only).fit(loader, epochs=1)
+    assert "step 2" in str(caught.value)
+    assert ("gradient" if backward_only else "'poison'".strip("'")) in str(caught.value)
+    assert torch.equal(flat(healthy), flat(student))
+
+
+def test_skip_leaves_out_the_update_and_goes_on():
+    student = mlp()
+    result = poisoned(1, student, nonfinite="skip").fit([items()[:8]] * 4, epochs=1)
+    assert (result.steps, result.skipped) == (4, 1)
+    assert torch.isfinite(flat(student)).all()
+
+
+def test_rollback_returns_to_the_last_checkpoint(tmp_path):
+    student, seen = mlp(), {}
+
+    class Watch:
+        kdengine_hook_version = 1
+
+        @kdengine.hookimpl
+        def kdengine_on_checkpoint_saved(self, context):
+            seen.setdefault(context.step, flat(student))
+
+        @kdengine.hookimpl
+        def kdengine_on_step_end(self, context):
+            if context.step == 3:
+                seen["after"] = flat(student)
+
+    result = poisoned(
+        3, student, nonfinite="rollback", out=tmp_path / "run", checkpoint_every=2, plugins=[Watch()]
+    ).fit([items()[:8]] * 6, epochs=1)
+    assert torch.equal(seen["after"], seen[2])
+    assert (result.steps, result.skipped) == (6, 1)
+
+
+def test_a_weight_of_zero_is_not_reported_as_a_value():
+    records = []
+    engine(weights={"kd": 0.0, "ce": 1.0}, loggers=[lambda record, step: records.append(record)], log_every=1).fit(
+        [items()[:8]], epochs=1
+    )
+    assert "kd" not in records[0]
+    assert records[0]["loss"] == pytest.approx(records[0]["ce"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_bad_element_in_any_gradient_is_found(value):
+    gradients = [torch.zeros(5), torch.zeros(3, dtype=torch.float64), torch.zeros(2)]
+    found = torch.zeros(())
+    find_nonfinite(gradients, found)
+    assert found.item() == 0
+    gradients[1][2] = value
+    find_nonfinite(gradients, found)
+    assert found.item() == 1
+
+
+def test_clipping_covers_the_losses_own_parameters():
+    norms = []
+
+    class Watch:
+        kdengine_hook_version = 1
+
+        @kdengine.hookimpl
+        def kdengine_on_optimizer_step(self, context):
+            total = sum(p.grad.square().sum() for group in context.fit.optimizer.param_groups for p in group["params"])
+            norms.append((float(total) ** 0.5, float(context.gradient_norm)))
+
+    engine(losses={"kd": KD(), "ce": CE()}, weights={"ce": 100.0}, clip=0.5, plugins=[Watch()]).fit(
+        [(torch.randn(8, INPUTS), torch.zeros(8, dtype=torch.long))], epochs=1
+    )
+    after, before = norms[0]
+    assert before > 0.5
+    assert after == pytest.approx(0.5, rel=1e-4)
