@@ -72,12 +72,13 @@ class Batch:
         labels: class ids ``(B, ...)`` int64 (``ignore_index``, by default -100, marks an unlabelled item), class
             probabilities ``(B, V)`` (a row of zeros marks an unlabelled item), targets of any other task, or None.
         index: positions of the items in the data set, ``(B,)`` int64, or None when the loader gives none.
+        epoch: the epoch that the items are drawn in, or None outside of training.
         mask: ``(B,)`` bool, False for an item that takes part in nothing (padding); None when all take part.
         student: the student's output; set before losses run.
         teacher: the teacher's output; set before losses run when a loss or metric needs a teacher.
     """
 
-    __slots__ = ("_student", "_teacher", "index", "inputs", "labels", "mask", "size")
+    __slots__ = ("_student", "_teacher", "epoch", "index", "inputs", "labels", "mask", "size")
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class Batch:
         self.inputs = inputs
         self.labels = labels
         self.index = index
+        self.epoch: int | None = None
         self.mask = mask
         self.size = count_items(inputs) if size is None else size
         self._student: Output | None = None

@@ -118,7 +118,10 @@ class HookSpecs:
 
     @hookspec
     def kdengine_teachers(self) -> Components:
-        """Offer teacher sources: classes derived from :class:`kdengine.TeacherSource`, called with the model first."""
+        """Offer teacher sources: classes derived from :class:`kdengine.TeacherSource`, called with the model first.
+
+        One that has the argument ``items`` gets the number of training items unless the recipe gives it.
+        """
         raise NotImplementedError
 
     @hookspec

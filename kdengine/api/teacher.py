@@ -20,9 +20,11 @@ class TeacherSource(ABC):
 
     Attributes:
         evolving: whether the source changes while the student trains.
+        gives_features: whether its modules run for every batch, so that features can be captured.
     """
 
     evolving: ClassVar[bool] = False
+    gives_features: ClassVar[bool] = True
 
     def modules(self) -> list[nn.Module]:
         """The live modules behind this source; empty for a cache."""

@@ -53,9 +53,9 @@ def make_models(
         modules = source.modules()
         guard = None if source.evolving or not modules else FrozenGuard(modules, student)
         paths = [path for need in needs for path in need.teacher_features]
-        if paths and not modules:
+        if paths and not (modules and source.gives_features):
             raise ConfigurationError(f"features {paths} were asked of a teacher without live modules (a cache)")
-        teacher_features = Capture(modules[0], paths, "teacher") if modules else None
+        teacher_features = Capture(modules[0], paths, "teacher") if modules and source.gives_features else None
     return Models(
         student=student,
         model=runtime.wrap(student),

@@ -69,10 +69,10 @@ def place(batch: Batch, device: torch.device) -> Batch:
     """The batch on ``device``; the same object when the device is the CPU."""
     if device.type == "cpu":
         return batch
-    index = batch.index
-    return Batch(
-        move(batch.inputs, device), move(batch.labels, device), index, move(batch.mask, device), size=batch.size
-    )
+    inputs, labels, mask = (move(part, device) for part in (batch.inputs, batch.labels, batch.mask))
+    placed = Batch(inputs, labels, batch.index, mask, size=batch.size)
+    placed.epoch = batch.epoch
+    return placed
 
 
 def call_model(module: Callable[..., Any], inputs: Any) -> Any:

@@ -65,9 +65,14 @@ class Feed:
         count = start // self.accumulate
         while count < self.steps_per_epoch and (window := list(islice(stream, self.accumulate))):
             count += 1
-            yield [self.to_batch(item) for item in window]
+            yield [self._read(item, epoch) for item in window]
         if count == 0:
             raise ConfigurationError(f"the loader {type(self.loader).__name__} yielded no batch in epoch {epoch + 1}")
+
+    def _read(self, item: Any, epoch: int) -> Batch:
+        batch = self.to_batch(item)
+        batch.epoch = epoch
+        return batch
 
     def _stream(self, epoch: int, start: int) -> Iterator[Any]:
         if isinstance(self.loader, Loader):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,6 @@ from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
-
-HORIZON_FREE = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_schedulers")
-"""What of an LR scheduler's state survives a change of the number of steps."""
 
 
 def collect(fit: Fit) -> dict[str, Any]:
@@ -163,9 +161,13 @@ def _differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
 
 def restore(fit: Fit, tree: dict[str, Any]) -> None:
     """Set a fit to what :func:`collect` gave; the random state comes last."""
+    fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     _restore_trained(fit, tree)
     if fit.lr_scheduler is not None and tree["lr_scheduler"] is not None:
-        fit.lr_scheduler.load_state_dict(_fitting(tree["lr_scheduler"], tree["steps"] == fit.steps))
+        if tree["steps"] == fit.steps or fit.lr_waits:
+            fit.lr_scheduler.load_state_dict(tree["lr_scheduler"])
+        else:
+            _replay_rate(fit, fresh, tree["position"]["step"])
     for name, schedule in fit.objective.scheduled.items():
         schedule.load_state_dict(tree["schedules"].get(name, {}))
     if tree["teacher"] is not None and fit.models.source is not None:
@@ -194,9 +196,18 @@ def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
         fit.models.average.load_state_dict(tree["average"])
 
 
-def _fitting(state: dict[str, Any], same_horizon: bool) -> dict[str, Any]:
-    """The scheduler's state; without its horizon when the number of steps has changed."""
-    return state if same_horizon else {key: state[key] for key in HORIZON_FREE if key in state}
+def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:
+    """Step a new LR scheduler to where training stands, when the fit has become longer or shorter.
+
+    Its stored state, that of schedulers inside it and the rates themselves belong to the old horizon: torch's cosine
+    multiplies the rate that it finds, and a rate that has reached 0 would stay there.
+    """
+    for group, options in zip(fit.optimizer.param_groups, fresh, strict=True):
+        group.update({key: value for key, value in options.items() if key != "params"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: the scheduler steps before the optimizer
+        for _ in range(steps):
+            fit.lr_scheduler.step()
 
 
 def rollback(fit: Fit) -> None:

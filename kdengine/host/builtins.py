@@ -9,4 +9,5 @@ BUILTINS = (
     "kdengine.data",
     "kdengine.optimizers",
     "kdengine.projectors",
+    "kdengine.teachers",
 )

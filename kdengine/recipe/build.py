@@ -87,7 +87,7 @@ def make_engine(
         weights = {}
     return Engine(
         student,
-        teacher if teacher is None else wrap_teacher(plan, teacher),
+        teacher if teacher is None else wrap_teacher(plan, data, teacher),
         losses=losses,
         weights=weights,
         optimizer=optimizer_factory(plan.optimizer, recipe.optimizer),
@@ -119,11 +119,11 @@ def make_engine(
     )
 
 
-def wrap_teacher(plan: Plan, teacher: nn.Module) -> nn.Module | TeacherSource:
+def wrap_teacher(plan: Plan, data: Data, teacher: nn.Module) -> nn.Module | TeacherSource:
     """The teacher behind the source that the recipe names, or as it is."""
     if plan.teacher_source is None:
         return teacher
-    source: TeacherSource = plan.teacher_source(teacher)
+    source: TeacherSource = plan.teacher_source(teacher, items=len(data.train))
     return source
 
 

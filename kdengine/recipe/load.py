@@ -174,7 +174,7 @@ _SAID = {
 
 
 def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[Problem]:
-    """A pydantic error as problems, one per key: what the branches of a union say is joined."""
+    """A pydantic error as problems, one per key; what the branches of a union say is joined, the deepest key counts."""
     found: dict[tuple[str, ...], Problem] = {}
     for item in error.errors():
         path = _keys_of(item["loc"], tree)
@@ -183,7 +183,7 @@ def _problems(error: ValidationError, tree: Mapping[str, Any]) -> list[Problem]:
             joined = f"{found[path].message} or {problem.message.removeprefix('expected ')}"
             problem = replace(problem, message=joined)
         found[path] = problem
-    return list(found.values())
+    return [problem for path, problem in found.items() if not any(path == deep[: len(path)] != deep for deep in found)]
 
 
 def _problem(path: tuple[str, ...], error: Any) -> Problem:

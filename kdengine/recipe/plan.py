@@ -192,7 +192,7 @@ class Binder:
         found = [self.named(kind, item, (*path, str(position))) for position, item in enumerate(items)]
         return [bound for bound in found if bound is not None]
 
-    def named(self, kind: str, item: str | Mapping[str, Any], path: tuple[str, ...], *, skip: int = 0) -> Bound | None:
+    def named(self, kind: str, item: str | Mapping[str, Any], path: tuple[str, ...], **options: Any) -> Bound | None:
         """A name, or a table with ``use``."""
         given = {} if isinstance(item, str) else dict(item)
         name = item if isinstance(item, str) else given.pop("use", None)
@@ -200,7 +200,7 @@ class Binder:
             self.problems.append(Problem(path, "expected a name, or a table with use = 'name'", item))
             return None
         named_at = path if isinstance(item, str) else (*path, "use")
-        return self.bind(kind, name, given, path, named_at=named_at, skip=skip, beside=["use"])
+        return self.bind(kind, name, given, path, named_at=named_at, beside=["use"], **options)
 
     def build(self, path: tuple[str, ...], make: Callable[[], Any]) -> Any:
         """Make an object once, if nothing is wrong with its table; what its constructor refuses is a problem too."""
@@ -341,7 +341,11 @@ def _teacher(binder: Binder, recipe: Recipe) -> tuple[Bound | None, Bound | None
         optimizer = bind_optimizer(binder, table.train.optimizer, ("teacher", "train", "optimizer"))
     if table.train is not None and table.train.lr_schedule is not None:
         binder.problems.extend(check_rate(table.train.lr_schedule, ("teacher", "train", "lr_schedule")))
-    source = None if table.source is None else binder.named("teachers", table.source, ("teacher", "source"), skip=1)
+    source = (
+        None
+        if table.source is None
+        else binder.named("teachers", table.source, ("teacher", "source"), skip=1, supplied=("items",))
+    )
     return model, source, optimizer
 
 

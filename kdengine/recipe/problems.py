@@ -28,10 +28,10 @@ class Problem:
     value: Any = MISSING
 
     def describe(self, line: int | None) -> str:
-        """One line for a person."""
+        """A line for a person; what a message says in further lines is indented."""
         where = f"line {line}: " if line else ""
         came = "" if self.value is MISSING else f" = {_short(self.value)}"
-        return f"{where}{'.'.join(self.path)}{came}: {self.message}"
+        return f"{where}{'.'.join(self.path)}{came}: {self.message}".replace("\n", "\n    ")
 
 
 class RecipeError(ConfigurationError):

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdengine.api import ConfigurationError
 from kdengine.engine import files, rundir
-from kdengine.engine.assembly import Aligner
-from kdengine.engine.batching import to_batch
+from kdengine.engine.assembly import Aligner, attached
+from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine
+from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.feed import Feed
+from kdengine.engine.fit import Fit
+from kdengine.engine.forward import check_outputs, run_student, run_teacher
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.result import Result
@@ -117,7 +121,18 @@ def rehearse(plan: Plan, data: Data) -> None:
         engine, loader = student_fit(
             plan, data, teacher, seed=plan.recipe.train.seed, out=None, loggers=[], alone=alone
         )
-        engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch))
+        try_batch(engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch)))
+
+
+@torch.no_grad()
+def try_batch(fit: Fit) -> None:
+    """Run a few items through the models, to see that what the losses compare has the same classes."""
+    models, batch = fit.models, place(fit.feed.example(), fit.runtime.device)
+    with attached(models), evaluation_mode(models.student):
+        if models.teach:
+            batch.teacher = run_teacher(models, fit.precision, batch)
+        batch.student = run_student(models, fit.precision, batch, model=models.student)
+        check_outputs(fit, batch)
 
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 from filelock import FileLock
 from torch import nn
@@ -106,14 +106,14 @@ def key(plan: Plan, data: Data) -> str:
         "content": [_fingerprint(data.train), *data.classes],
         "optimizer": recipe.optimizer.model_dump(mode="json", exclude_none=True),
         "lr_schedule": recipe.lr_schedule.model_dump(mode="json", exclude_none=True),
-        "batch_transforms": {k: v.model_dump(mode="json") for k, v in recipe.batch_transforms.items()},
+        "batch_transforms": [[k, v.model_dump(mode="json")] for k, v in recipe.batch_transforms.items()],
         "precision": recipe.train.precision,
         "evaluate": list(recipe.evaluate.metrics),
         "device": str(choose_device(recipe.train.device)),
         "threads": torch.get_num_threads(),
         "versions": [__version__, str(torch.__version__), *sorted(map(str, plan.host.versions().items()))],
     }
-    return sha256(tomli_w.dumps(facts).encode()).hexdigest()[:16]
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(dataset: Any) -> str:

@@ -3,12 +3,10 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from tests.docs.markdown import ROOT
-
-BORROW = """import site; site.addsitedir({site!r})
-"""
+BORROW = "import site; site.addsitedir({site!r})\n"
 
 INSTALL = """#!/bin/sh
 command="$1"; shift
@@ -32,9 +30,7 @@ class Shell:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
         python = environment / "bin" / "python"
         own = next(environment.glob("lib/python*/site-packages"))
-        borrowed = Path(os.__file__).parent / "site-packages" if sys.prefix == sys.base_prefix else None
-        site = borrowed or next(Path(sys.prefix).glob("lib/python*/site-packages"))
-        (own / "borrowed.pth").write_text(BORROW.format(site=str(site)))
+        (own / "borrowed.pth").write_text(BORROW.format(site=sysconfig.get_paths()["purelib"]))
         scripts = {
             "pip": INSTALL.format(python=python),
             "kdengine": f'#!/bin/sh\nexec "{python}" -m kdengine "$@"\n',
@@ -47,7 +43,6 @@ class Shell:
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("KDENGINE", "PYTEST", "_KD"))},
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
             "KDENGINE_CACHE": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
@@ -60,7 +55,7 @@ class Shell:
             what they printed, on both streams.
         """
         done = subprocess.run(
-            ["sh", "-e"],  # noqa: S607
+            ["sh", "-e"],
             input=commands,
             cwd=self.work,
             env=self.env,

@@ -18,7 +18,7 @@ FULL = SMALL + "\n[lr_schedule]\nuse = 'cosine'\n"
 def complaints(plan_of, text: str, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         plan_of(text, *overrides)
-    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+    return [line.strip() for line in str(caught.value).splitlines()[1:] if not line.startswith("    ")]
 
 
 def test_every_problem_of_every_component_is_told_at_once(plan_of):
@@ -92,7 +92,7 @@ def test_keys_of_the_recipe_and_arguments_of_components_are_told_together():
         ("student", "hiden"),
         ("losses", "kd", "temperature"),
         ("train", "epochs"),
-    ] or {problem.path[0] for problem in caught.value.problems} == {"student", "losses", "train"}
+    ]
 
 
 def test_a_number_may_be_a_schedule_where_the_loss_says_so_and_as_a_weight(plan_of):
@@ -146,7 +146,7 @@ def test_a_teacher_needs_weights_and_losses_and_metrics_need_a_teacher(plan_of):
     assert ["a teacher needs checkpoint" in line for line in complaints(plan_of, untrained)] == [True]
     alone = "\n".join(line for line in SMALL.splitlines() if not line.startswith("teacher"))
     said = complaints(plan_of, alone)
-    assert any(line.startswith("line 7: losses.kd: this loss needs a teacher") for line in said)
+    assert any(line.startswith("line 6: losses.kd: this loss needs a teacher") for line in said)
     assert any("evaluate.metrics = 'agreement'" in line for line in said)
 
 
@@ -172,7 +172,8 @@ def test_test_inputs_go_through_what_draws_nothing_unless_the_recipe_says_otherw
     def names(*overrides: str) -> list[str]:
         return [bound.component.name for bound in plan_of(SMALL, *overrides).eval_transforms]
 
-    given = "data.transforms=[{ use = 'random_crop', size = 8, padding = 1 }, { use = 'normalize', mean = [0.5], std = [0.5] }]"
+    crop, normalize = "{ use = 'random_crop', size = 8 }", "{ use = 'normalize', mean = [0.5], std = [0.5] }"
+    given = f"data.transforms=[{crop}, {normalize}]"
     assert names(given) == ["normalize"]
     assert names(given, "data.eval_transforms=[]") == []
     assert names(given, "data.eval_transforms=[{ use = 'center_crop', size = 6 }]") == ["center_crop"]

@@ -5,7 +5,12 @@ from kdengine.recipe.problems import Problem, RecipeError
 def test_problems_come_in_the_order_of_the_file_and_those_without_a_line_last():
     problems = [Problem(("late",), "c"), Problem(("b",), "b", 2), Problem(("a",), "a", "x")]
     error = RecipeError("mine.toml", problems, "a = 'x'\nb = 2")
-    assert str(error).splitlines() == ["mine.toml: 3 problems", "  line 1: a = 'x': a", "  line 2: b = 2: b", "  late: c"]
+    assert str(error).splitlines() == [
+        "mine.toml: 3 problems",
+        "  line 1: a = 'x': a",
+        "  line 2: b = 2: b",
+        "  late: c",
+    ]
     assert [problem.path for problem in error.problems] == [("a",), ("b",), ("late",)]
 
 

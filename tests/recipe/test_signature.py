@@ -12,7 +12,7 @@ from kdengine.api import Scalar
 from kdengine.recipe.signature import arguments, check_arguments, check_value
 
 
-class Colour(str, enum.Enum):
+class Colour(enum.StrEnum):
     RED = "red"
 
 
