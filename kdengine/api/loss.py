@@ -178,8 +178,8 @@ class CallableLoss(Loss):
 
     def per_item(self, batch: Batch) -> Tensor:
         """Call the criterion on student logits and the target; it must not reduce."""
-        target = _wide(batch.teacher.logits) if self.target == "teacher" else batch.labels
-        values = self.fn(_wide(batch.student.logits), target)
+        target = wide(batch.teacher.logits) if self.target == "teacher" else batch.labels
+        values = self.fn(wide(batch.student.logits), target)
         if values.ndim == 0:
             raise TypeError(
                 "the criterion given to from_callable returned one number for the whole batch; the engine reduces, "
@@ -188,7 +188,7 @@ class CallableLoss(Loss):
         return values
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
     """In float32 or wider: a square of half-precision logits overflows."""
     return logits if logits.itemsize >= 4 else logits.float()
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kdengine.api import Batch, Loss, Needs
+from kdengine.api.loss import wide
 from kdengine.losses.labels import labelled, labels_of
 
 
@@ -36,7 +37,7 @@ class CE(Loss):
 
     def per_item(self, batch: Batch) -> Tensor:
         """Cross-entropy of each item, ``(B, ...)``, in float32 or wider; 0 where unlabelled."""
-        logits, labels = _wide(batch.student.logits), labels_of(batch, "ce")
+        logits, labels = wide(batch.student.logits), labels_of(batch, "ce")
         if labels.is_floating_point():
             labels = labels.to(logits.dtype).movedim(-1, 1)
         return F.cross_entropy(
@@ -46,7 +47,3 @@ class CE(Loss):
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.itemsize >= 4 else logits.float()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kdengine.api import Batch, Loss, Needs
+from kdengine.api.loss import wide
 
 
 class Hint(Loss):
@@ -49,5 +50,5 @@ class Hint(Loss):
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         student, teacher = batch.student.features[self.student], batch.teacher.features[self.teacher]
-        student = student if student.itemsize >= 4 else student.float()
+        student = wide(student)
         return student, teacher.to(student.dtype)

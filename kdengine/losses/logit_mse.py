@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdengine.api import Batch, Loss
+from kdengine.api.loss import wide
 
 
 class LogitMSE(Loss):
@@ -26,12 +27,8 @@ class LogitMSE(Loss):
 
     def per_item(self, batch: Batch) -> Tensor:
         """Mean squared difference of each item's logits, ``(B, ...)``, in float32 or wider."""
-        student, teacher = (_wide(output.logits) for output in (batch.student, batch.teacher))
+        student, teacher = (wide(output.logits) for output in (batch.student, batch.teacher))
         if self.center:
             student = student - student.mean(dim=-1, keepdim=True)
             teacher = teacher - teacher.mean(dim=-1, keepdim=True)
         return (student - teacher).square().mean(dim=-1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.itemsize >= 4 else logits.float()

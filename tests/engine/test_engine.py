@@ -289,7 +289,7 @@ def test_labels_out_of_range_are_refused():
 
 
 def test_missing_labels_name_the_loss():
-    with pytest.raises(kdengine.ConfigurationError, match="'?ce'? needs labels"):
+    with pytest.raises(kdengine.ConfigurationError, match=r"'?ce'? needs labels"):
         engine().fit([torch.randn(4, INPUTS)], epochs=1)
 
 

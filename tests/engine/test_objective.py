@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,7 +58,7 @@ def test_any_split_of_a_step_gives_the_same_update(losses, sizes):
 @settings(max_examples=15, deadline=None)
 def test_random_splits_give_the_same_update(cuts):
     bounds = [0, *sorted(cuts), ITEMS]
-    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    sizes = [b - a for a, b in pairwise(bounds)]
     losses = LOSSES["a sum of terms with different masks"]
     assert torch.allclose(update(losses(), sizes), update(losses(), [ITEMS]), rtol=0, atol=1e-12)
 

@@ -44,13 +44,15 @@ class Kill:
 
 def net(width):
     torch.manual_seed(width)
-    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(width * 36, 5))
+    head = nn.Flatten(), nn.Dropout(0.3), nn.Linear(width * 36, 5)
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), *head)
 
 engine = kdengine.Engine(
     net(4), net(8), losses={"kd": KD(temperature=kdengine.Cosine(4.0, 1.0)), "ce": CE()}, weights={"ce": 0.1},
     optimizer=lambda named: torch.optim.AdamW([p for _, p in named], lr=1e-2),
     lr_scheduler=lambda opt, steps: torch.optim.lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=steps),
-    ema=0.9, accumulate=2, checkpoint_every=2, seed=0, out=out, loggers=[], plugins=[Kill()], metrics={"top1": "top1"}, device="cpu",
+    ema=0.9, accumulate=2, checkpoint_every=2, seed=0, out=out, loggers=[], plugins=[Kill()],
+    metrics={"top1": "top1"}, device="cpu",
 )
 loader = kdengine.loader(Crops(), 4, seed=3, workers=workers)
 engine.fit(loader, kdengine.loader(Crops(), 12, shuffle=False), epochs=3, resume="auto")
@@ -124,7 +126,7 @@ def test_a_users_own_shuffled_loader_resumes_in_the_middle_of_an_epoch(tmp_path)
 
 def test_a_finished_run_returns_what_is_stored(tmp_path):
     _, first = fitted(tmp_path / "run")
-    student, second = fitted(tmp_path / "run")
+    _, second = fitted(tmp_path / "run")
     assert (first.metrics, first.steps, first.seconds) == (second.metrics, second.steps, second.seconds)
 
 

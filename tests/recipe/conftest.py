@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache as cache_calls
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_read_once():
+    """Scikit-learn parses its digits at every call; the data set copies them."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", cache_calls(datasets.load_digits))
+        yield
 
 
 PlanMaker = Callable[..., Plan]

@@ -179,7 +179,7 @@ def test_two_processes_at_once_train_it_once(cache):
 
 
 def test_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, cache, plan_of):
-    text = SMALL.replace("epochs = 2, lr", "epochs = 60, lr")
+    text = SMALL.replace("epochs = 2, lr", "epochs = 30, lr")
     process = start(text, PROCESSES.Queue())
     deadline = time.monotonic() + 60
     while not list(cache.glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
@@ -188,13 +188,13 @@ def test_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, cache, p
     process.join()
     folder = only(cache)
     reached = max(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/step-*"))
-    assert 0 < reached < 300
+    assert 0 < reached < 150
     assert rundir.read_summary(folder) is None
     resumed = teach(plan_of(text))
     assert not resumed.cached
     evaluations = [record["epoch"] for record in records(folder) if record["kind"] == "evaluate"]
-    assert evaluations == list(range(1, 61))
-    assert rundir.read_summary(folder)["steps"] == 300
+    assert evaluations == list(range(1, 31))
+    assert rundir.read_summary(folder)["steps"] == 150
 
     folder.rename(tmp_path / "elsewhere")
     undisturbed = teach(plan_of(text))
