@@ -27,7 +27,7 @@ class FitContext:
     """The whole fit.
 
     Attributes:
-        name: name of the fit (``student``, ``baseline``, ``teacher``).
+        name: name of the fit (``student``, ``student alone``, ``teacher``).
         student: the model that trains.
         teacher: the teacher's live modules (empty for a cache or without a teacher).
         losses: the loss modules by label.

@@ -14,7 +14,7 @@ class RunInfo:
     """What a logger may know of the fit that it records.
 
     Attributes:
-        name: name of the fit (``student``, ``baseline``, ``teacher``).
+        name: name of the fit (``student``, ``student alone``, ``teacher``).
         out: the run directory, or None when nothing is written.
         steps: optimizer steps of the whole fit.
         epochs: epochs of the whole fit.

@@ -81,7 +81,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
         fit.calls.evaluate_start(context)
     model = fit.models.student if fit.models.average is None else fit.models.average.module
     if callable(fit.evaluation):
-        with random.preserved(), evaluation_mode(model):
+        with random.preserved(), evaluation_mode(model), torch.no_grad():
             values = {name: _number(value) for name, value in fit.evaluation(model).items()}
     else:
         assert fit.evaluation is not None
@@ -120,4 +120,4 @@ def note_best(fit: Fit, values: Mapping[str, float | None]) -> None:
     metric = fit.metrics.get(name)
     sign = -1.0 if metric is not None and not metric.higher_is_better else 1.0
     if fit.best is None or sign * value > sign * fit.best["value"]:
-        fit.best = {"metric": name, "value": value, "step": fit.position.step, "epoch": fit.position.epoch}
+        fit.best = {"metric": name, "value": value, "step": fit.position.step, "epoch": fit.position.epoch + 1}

@@ -200,7 +200,7 @@ def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
         shares = gradient_shares(fit, place(fit.sample, fit.runtime.device))
         record.update({f"gradient_share.{name}": share for name, share in shares.items()})
     fit.loggers.log(record, step=fit.position.step, kind="evaluate")
-    if fit.lr_waits and (watched := values.get(fit.settings.monitor or next(iter(values)))) is not None:
+    if fit.lr_waits and (watched := values.get(fit.settings.monitor or next(iter(values), ""))) is not None:
         fit.lr_scheduler.step(watched)
     return values
 

@@ -211,10 +211,13 @@ def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:
 
 
 def rollback(fit: Fit) -> None:
-    """Take weights, optimizer and averages from the newest checkpoint; the position goes on."""
+    """Take weights, optimizer and averages from the newest checkpoint; position and learning rate go on."""
     assert fit.out is not None
     path = checkpoint.find_latest(directory(fit.out), on_damaged=lambda _, error: fit.loggers.message(str(error)))
     if path is None:
         raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
+    rates = [group["lr"] for group in fit.optimizer.param_groups]
     _restore_trained(fit, checkpoint.load(path)[0])
+    for group, rate in zip(fit.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     fit.loggers.message(f"rolled back to {path.name}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import groupby
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +63,20 @@ def find_nonfinite(gradients: list[Tensor], found: Tensor) -> None:
     Uses the kernel behind ``GradScaler.unscale_`` with a scale of one: a single call that reads every gradient once.
     """
     found.zero_()
-    one = torch.ones((), device=found.device)
-    for _, group in groupby(gradients, key=lambda gradient: (gradient.device, gradient.dtype)):
+    one = _one(found.device)
+    for _, group in groupby(gradients, key=_kind):
         values = [gradient._values() if gradient.is_sparse else gradient for gradient in group]
         torch._amp_foreach_non_finite_check_and_unscale_(values, found, one)
+
+
+@lru_cache
+def _one(device: torch.device) -> Tensor:
+    """The scale that changes nothing."""
+    return torch.ones((), device=device)
+
+
+_kind = attrgetter("device", "dtype")
+"""What gradients of one call of the kernel have in common."""
 
 
 def judge(fit: Fit, report: StepReport) -> bool:

@@ -75,7 +75,7 @@ def test_the_best_evaluation_follows_the_monitored_metrics_direction():
     result = engine(metrics={"falling": Falling()}).fit(
         kdengine.loader(items(), 8), kdengine.loader(items(), 8), epochs=3
     )
-    assert (result.best["value"], result.best["epoch"]) == (0.1, 1)
+    assert (result.best["value"], result.best["epoch"]) == (0.1, 2)
 
 
 def test_an_empty_evaluation_loader_and_an_unknown_monitor_are_refused():

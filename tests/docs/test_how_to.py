@@ -1,0 +1,48 @@
+"""The how-tos, executed section by section."""
+
+import pytest
+import torch
+
+from kdengine.host import Host
+from kdengine.host.discovery import looks_like_path
+from kdengine.recipe import load
+from kdengine.recipe.load import Source
+from kdengine.recipe.models import make_model
+from kdengine.recipe.plan import make_plan
+from tests.docs.markdown import DOCS, blocks, run_python
+
+HOW_TO = DOCS / "how-to.md"
+BLOCKS = blocks(HOW_TO)
+FIRST = BLOCKS[0]
+SECTIONS = list(dict.fromkeys(block.heading for block in BLOCKS))
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_section_runs_and_its_recipe_is_one(title, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {}
+    run_python(FIRST, HOW_TO, namespace)
+    for block in BLOCKS:
+        if block.heading != title or block is FIRST:
+            continue
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.text)
+        if block.language == "toml":
+            check_recipe(block, tmp_path)
+        else:
+            assert block.language == "python", f"line {block.line}"
+            run_python(block, HOW_TO, namespace)
+
+
+def check_recipe(block, folder):
+    """Everything that ``kdengine check`` would, but for files that the text only mentions."""
+    source = Source(block.title, block.text, folder)
+    recipe = load.load(source)
+    plugins = [str(folder / name) if looks_like_path(name) else name for name in recipe.plugins]
+    plan = make_plan(recipe, Host(plugins, autoload=False), source)
+    for split in ("train", "test"):
+        assert len(plan.data(split)) > 0
+    inputs = plan.data("train")[0][0]
+    facts = {"classes": len(plan.data("train").classes), "input_shape": tuple(inputs.shape)}
+    assert make_model(plan.student, {**facts, "input_dtype": inputs.dtype}, seed=0, role="student") is not None
