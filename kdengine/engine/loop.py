@@ -88,7 +88,16 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     gather_gradients(fit, window, scale)
     if calls.backward_end is not None:
         calls.backward_end(context)
-    return finish_step(fit, update(fit, scale))
+    report = finish_step(fit, update(fit, scale))
+    release(fit, window)
+    return report
+
+
+def release(fit: Fit, window: list[Batch]) -> None:
+    """Let go of outputs and graphs, so that the next step's forward takes the memory of this one's."""
+    for batch in window:
+        batch.student = batch.teacher = None
+    fit.step_context.batch = fit.step_context.output = None
 
 
 def prepare(fit: Fit, window: list[Batch]) -> list[Batch]:
