@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdengine.engine import rundir
 from kdengine.engine.engine import Engine
 from kdengine.engine.feed import Feed
 from kdengine.engine.loader import Loader
-from kdengine.recipe.build import make_engine, teacher_engine
-from kdengine.recipe.data import Data, make_data, training_loader
-from kdengine.recipe.models import load_weights, make_model
+from kdengine.recipe.data import Data, make_data
 from kdengine.recipe.plan import Plan
-from kdengine.recipe.teacher import cache_folder, key
+from kdengine.recipe.run import student_fit as train_student
+from kdengine.recipe.teacher import cached_at, new_teacher
+from kdengine.recipe.teacher import teacher_fit as train_teacher
 
 PROBE = 2
 """Items of the batch that is measured: one alone would be refused by batch normalisation."""
@@ -109,11 +110,10 @@ def find_teacher(plan: Plan, data: Data) -> tuple[str | None, nn.Module | None, 
     table = plan.recipe.teacher
     if table is None or plan.teacher is None:
         return None, None, False
-    module = make_model(plan.teacher, data.facts, seed=0, role="teacher")
-    if table.checkpoint is not None:
-        load_weights(module, table.checkpoint, "teacher")
+    module = new_teacher(plan, data)
+    if table.train is None:
         return f"{table.use} from {table.checkpoint}", module, False
-    stored = cache_folder() / f"{table.use.replace(':', '-')}-{key(plan, data)}" / "summary.json"
+    stored = cached_at(plan, data) / rundir.SUMMARY
     if stored.is_file():
         return f"{table.use}, trained before and kept in the cache", module, False
     return f"{table.use}, would be trained first and kept in the cache", module, True
@@ -124,11 +124,9 @@ def teacher_fit(plan: Plan, data: Data, teacher: nn.Module) -> FitEstimate:
     table = plan.recipe.teacher
     assert table is not None
     assert table.train is not None, "a teacher without a train table is loaded"
-    batch_size = table.train.batch_size or plan.recipe.data.batch_size
-    dataset = data.training_set(table.train.labelled, table.train.seed)
-    loader = training_loader(plan, dataset, batch_size=batch_size, seed=table.train.seed)
-    engine = teacher_engine(plan, data, teacher, out=None, steps_per_epoch=len(loader), loggers=[])
-    return measure(engine, dataset, "teacher", [teacher], batch_size, table.train.epochs, len(loader))
+    engine, loader = train_teacher(plan, data, teacher, out=None, loggers=[])
+    batch_size = loader.order.batch_size
+    return measure(engine, loader.dataset, "teacher", [teacher], batch_size, table.train.epochs, len(loader))
 
 
 def student_fit(
@@ -136,27 +134,11 @@ def student_fit(
 ) -> tuple[Engine, FitEstimate]:
     """A fit of the student, alone or under the teacher."""
     recipe, seed = plan.recipe, plan.recipe.train.seed
-    student = make_model(plan.student, data.facts, seed=seed, role="student")
-    if recipe.student.checkpoint is not None:
-        load_weights(student, recipe.student.checkpoint, "student")
-    dataset = data.training_set(recipe.data.labelled, seed)
-    loader = training_loader(plan, dataset, batch_size=recipe.data.batch_size, seed=seed)
-    steps = -(-len(loader) // recipe.train.accumulate)
-    engine = make_engine(
-        plan,
-        data,
-        student,
-        teacher,
-        name="student",
-        seed=seed,
-        out=None,
-        steps_per_epoch=steps,
-        loggers=[],
-        alone=alone,
-    )
+    engine, loader = train_student(plan, data, teacher, seed=seed, out=None, loggers=[], alone=alone)
+    student, steps = engine.student, -(-len(loader) // recipe.train.accumulate)
     title = "student alone" if alone else "student" if teacher is None else "student distilled"
     running = [student] if teacher is None else [student, teacher]
-    return engine, measure(engine, dataset, title, running, recipe.data.batch_size, recipe.train.epochs, steps)
+    return engine, measure(engine, loader.dataset, title, running, recipe.data.batch_size, recipe.train.epochs, steps)
 
 
 def measure(

@@ -51,7 +51,7 @@ def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | 
     module = new_teacher(plan, data)
     if table.train is None:
         return Teacher(module, seconds=None, cached=False)
-    folder = cache_folder() / f"{table.use.replace(':', '-')}-{key(plan, data)}"
+    folder = cached_at(plan, data)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{folder.name}.lock"):
         summary = rundir.read_summary(folder)
@@ -87,6 +87,12 @@ def teacher_fit(
     loader = training_loader(plan, dataset, batch_size=batch_size, seed=table.train.seed)
     engine = teacher_engine(plan, data, module, out=out, steps_per_epoch=len(loader), loggers=loggers)
     return engine, loader
+
+
+def cached_at(plan: Plan, data: Data) -> Path:
+    """The folder of the cache in which the recipe's trained teacher is, or would be."""
+    assert plan.recipe.teacher is not None
+    return cache_folder() / f"{plan.recipe.teacher.use.replace(':', '-')}-{key(plan, data)}"
 
 
 def cache_folder() -> Path:
