@@ -133,13 +133,13 @@ class Batch:
 
 def count_items(inputs: Any) -> int:
     """Number of items in a batch: the first dimension of the first tensor found in ``inputs``."""
-    tensor = first_tensor(inputs)
+    tensor = inputs if isinstance(inputs, Tensor) else first_tensor(inputs)
     if tensor is None or tensor.ndim == 0:
         raise ConfigurationError(
             f"cannot count the items of a batch whose inputs are {describe(inputs)}: expected a tensor, or a "
             "mapping or sequence with a tensor, whose first dimension is the batch. Pass Engine(batch=fn)"
         )
-    return tensor.shape[0]
+    return tensor.size(0)
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -47,21 +47,23 @@ def make_models(
         labels = [label for label, loss in losses.items() if loss.needs.teacher]
         raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
     _check_evolution(source, losses)
-    guard, teacher_features = None, None
+    guard, teacher_features, modules = None, None, []
     if source is not None:
         source.place(runtime.device)
         modules = source.modules()
         guard = None if source.evolving or not modules else FrozenGuard(modules, student)
-        paths = [path for need in needs for path in need.teacher_features]
-        if paths and not (modules and source.gives_features):
-            raise ConfigurationError(f"features {paths} were asked of a teacher without live modules (a cache)")
-        teacher_features = Capture(modules[0], paths, "teacher") if modules and source.gives_features else None
+        if paths := [path for need in needs for path in need.teacher_features]:
+            if not (modules and source.gives_features):
+                raise ConfigurationError(f"features {paths} were asked of a teacher without live modules (a cache)")
+            teacher_features = Capture(modules[0], paths, "teacher")
+    paths = [path for need in needs for path in need.student_features]
     return Models(
         student=student,
         model=runtime.wrap(student),
         source=source,
+        teacher=modules[0] if modules else None,
         guard=guard,
-        student_features=Capture(student, [p for need in needs for p in need.student_features], "student"),
+        student_features=Capture(student, paths, "student") if paths else None,
         teacher_features=teacher_features,
         find_logits=find_logits,
         align=None if classes is None else Aligner(classes),

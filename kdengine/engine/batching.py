@@ -14,6 +14,7 @@ from kdengine.api.errors import ConfigurationError
 from kdengine.engine.loader import Indexed
 
 LABEL_KEYS = ("labels", "label", "targets")
+_SEQUENCES = (tuple, list)
 
 
 def to_batch(data: Any) -> Batch:
@@ -25,15 +26,15 @@ def to_batch(data: Any) -> Batch:
     index = None
     if isinstance(data, Indexed):
         data, index = data.data, data.index
+    if isinstance(data, _SEQUENCES) and 1 <= len(data) <= 3:
+        inputs, labels, given = (*data, None, None)[:3]
+        return Batch(inputs, _as_labels(labels), index if given is None else given)
     if isinstance(data, Batch):
         return data
     if isinstance(data, Tensor):
         return Batch(data, index=index)
     if isinstance(data, Mapping):
         return _from_mapping(data, index)
-    if isinstance(data, tuple | list) and 1 <= len(data) <= 3:
-        inputs, labels, given = (*data, None, None)[:3]
-        return Batch(inputs, _as_labels(labels), index if given is None else given)
     raise ConfigurationError(
         f"the loader yielded {describe(data)}; expected (input, labels[, index]), a mapping of keyword inputs with "
         f"one of {LABEL_KEYS}, or a tensor. Pass Engine(batch=fn), where fn(item) returns a kdengine.Batch"
@@ -77,9 +78,11 @@ def place(batch: Batch, device: torch.device) -> Batch:
 
 def call_model(module: Callable[..., Any], inputs: Any) -> Any:
     """Run a model on a batch's inputs: keywords for a mapping, positions for a sequence."""
+    if isinstance(inputs, Tensor):  # the common case first: asking for a Mapping runs Python code of its own
+        return module(inputs)
     if isinstance(inputs, Mapping):
         return module(**inputs)
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, _SEQUENCES):
         return module(*inputs)
     return module(inputs)
 

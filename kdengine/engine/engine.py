@@ -41,7 +41,7 @@ from kdengine.engine.evaluate import measure
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models, NonFinitePolicy, Settings
 from kdengine.engine.forward import run_student, run_teacher
-from kdengine.engine.ledger import Ledger, Means
+from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import LoggerLike, make_loggers
 from kdengine.engine.metrics import MetricLike, make_metrics
 from kdengine.engine.objective import Objective
@@ -49,6 +49,7 @@ from kdengine.engine.precision import Precision, PrecisionName
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.teacher import as_source
+from kdengine.engine.update import by_kind
 from kdengine.host import Host
 
 Resume = Literal["auto"] | bool | None
@@ -236,6 +237,7 @@ class Engine:
         optimizer = make_optimizer(self.optimizer, named)
         steps = epochs * feed.steps_per_epoch
         lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         calls = self.host.dispatch(trace=self.trace_hooks)
         context = FitContext(
             name=self.settings.name,
@@ -255,7 +257,8 @@ class Engine:
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             lr_waits=waits_for_metric(lr_scheduler),
-            parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+            parameters=parameters,
+            kinds=by_kind(parameters),
             precision=precision,
             runtime=self.runtime,
             transforms=self.batch_transforms,
@@ -274,7 +277,7 @@ class Engine:
             interval=Means(objective.names),
             epoch_means=Means(objective.names),
             to_batch=self._to_batch,
-            found=torch.zeros((), device=self.runtime.device),
+            found=Flag(self.runtime.device),
         )
 
     def _models(self, example: Callable[[], Batch]) -> tuple[Models, Objective, Precision]:
@@ -429,8 +432,7 @@ class Engine:
             read.student = run_student(models, precision, read, model=student)
         if models.align is not None and models.teach:
             models.align(read)
-        with precision.losses():
-            total, _ = objective.evaluate(read, masks, counts, counts)
+        total, _ = precision.run_loss(objective.evaluate, read, masks, counts, counts)
         return total
 
     def loss_parameters(self, batch: Any) -> Named:

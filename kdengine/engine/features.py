@@ -54,8 +54,6 @@ class Capture:
         Raises:
             ConfigurationError: a declared feature did not arrive, for instance because its module never ran.
         """
-        if not self.paths:
-            return {}
         seen, self._seen = self._seen, {}
         missing = [path for path in self.paths if path not in seen]
         if missing:

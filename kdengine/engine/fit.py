@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
 from kdengine.engine.features import Capture
 from kdengine.engine.feed import Feed
-from kdengine.engine.ledger import Ledger, Means
+from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import Loggers
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
@@ -58,9 +58,10 @@ class Models:
         student: the module that the user gave.
         model: the student as it is called (wrapped by the runtime).
         source: the teacher's source, or None.
+        teacher: the source's first live module, or None.
         guard: watches the frozen teacher, or None.
-        student_features: captures what losses ask of the student.
-        teacher_features: the same for the teacher; None without a live teacher.
+        student_features: captures what losses ask of the student; None where they ask nothing.
+        teacher_features: the same for the teacher.
         find_logits: reads a model's output.
         align: makes the teacher's classes those of the student.
         average: exponential moving average of the student, or None.
@@ -70,8 +71,9 @@ class Models:
     student: nn.Module
     model: nn.Module
     source: TeacherSource | None
+    teacher: nn.Module | None
     guard: FrozenGuard | None
-    student_features: Capture
+    student_features: Capture | None
     teacher_features: Capture | None
     find_logits: Callable[[Any], Tensor | None]
     align: Callable[[Batch], None] | None
@@ -90,6 +92,7 @@ class Fit:
     lr_scheduler: Any
     lr_waits: bool
     parameters: list[nn.Parameter]
+    kinds: list[list[nn.Parameter]]
     precision: Precision
     runtime: Runtime
     transforms: list[BatchTransform]
@@ -108,7 +111,7 @@ class Fit:
     interval: Means
     epoch_means: Means
     to_batch: Callable[[Any], Batch]
-    found: Tensor
+    found: Flag
     position: Position = field(default_factory=Position)
     latest: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, Any] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,10 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     source = models.source
     if source is None:
         raise ConfigurationError("a loss or metric needs a teacher, but Engine(teacher=...) was not given")
-    with precision.models(), torch.set_grad_enabled(source.evolving and torch.is_grad_enabled()):
-        output = source.forward(batch)
-    modules = source.modules()
+    with nullcontext() if source.evolving else torch.no_grad():
+        output = precision.run_model(source.forward, batch)
     captured = None if models.teacher_features is None else _captured(models.teacher_features, features)
-    return Output(output, models.find_logits(output), captured, modules[0] if modules else None)
+    return Output(output, models.find_logits(output), captured, models.teacher)
 
 
 def run_student(
@@ -38,9 +38,8 @@ def run_student(
         model: called in the student's place: the same module wrapped, or its moving average.
         features: whether the features that losses ask for must arrive; an evaluation wants none.
     """
-    with precision.models():
-        output = call_model(models.model if model is None else model, batch.inputs)
-    captured = _captured(models.student_features, features)
+    output = precision.run_model(call_model, models.model if model is None else model, batch.inputs)
+    captured = None if models.student_features is None else _captured(models.student_features, features)
     return Output(output, models.find_logits(output), captured, models.student)
 
 

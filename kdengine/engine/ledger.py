@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(NamedTuple):
     """What one optimizer step was worth, on the host.
 
     Attributes:
@@ -26,6 +24,25 @@ class StepReport:
     loss: float
     terms: list[float]
     overflow: bool = False
+
+
+class Flag:
+    """A number on the device that a kernel raises above 0; on the CPU the host sees it in place.
+
+    Attributes:
+        tensor: the number, 0-dim float32.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.tensor = torch.zeros((), device=device)
+        self._host = self.tensor.numpy() if device.type == "cpu" else None
+
+    def take(self) -> bool:
+        """Whether it is raised; lowers it. An accelerator makes the host wait."""
+        raised = bool(self.tensor if self._host is None else self._host)
+        if raised:
+            self.tensor.zero_()
+        return raised
 
 
 class Ledger:
@@ -47,20 +64,20 @@ class Ledger:
         self._weights = weights
         self._shares = shares if not self._shares else [a + b for a, b in zip(self._shares, shares, strict=True)]
 
-    def close(self, step: int, scale: Tensor | float, found: Tensor) -> StepReport | None:
+    def close(self, step: int, scale: Tensor | float, found: Flag) -> StepReport | None:
         """End a step: return the report that has become readable, if any.
 
         Args:
             step: the step that ends.
             scale: the loss scale that its shares carry.
-            found: device flag, more than 0 when a gradient was not finite.
+            found: raised when a gradient was not finite.
         """
         shares, self._shares = self._shares, []
         if not self.late:
-            factor = 1.0 / float(scale)
-            return _report(step, self._weights, [share.item() * factor for share in shares], found.item() > 0)
+            return _report(step, self._weights, [share.item() for share in shares], float(scale), found.take())
         previous = self.flush()
-        values = torch.stack([*(share.float() for share in shares), torch.as_tensor(scale, device=self.device), found])
+        scale = torch.as_tensor(scale, device=self.device)
+        values = torch.stack([*(share.float() for share in shares), scale, found.tensor])
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -75,12 +92,15 @@ class Ledger:
         (step, weights, host, event), self._pending = self._pending, None
         event.synchronize()
         *shares, scale, found = host.tolist()
-        return _report(step, weights, [share / scale for share in shares], found > 0)
+        return _report(step, weights, shares, scale, found > 0)
 
 
-def _report(step: int, weights: Sequence[float], shares: list[float], overflow: bool) -> StepReport:
-    terms = [share / weight if weight else math.nan for share, weight in zip(shares, weights, strict=True)]
-    return StepReport(step, sum(shares), terms, overflow)
+def _report(step: int, weights: Sequence[float], shares: list[float], scale: float, overflow: bool) -> StepReport:
+    loss, terms = 0.0, []
+    for share, weight in zip(shares, weights, strict=True):
+        loss += share / scale
+        terms.append(share / scale / weight if weight else math.nan)
+    return StepReport(step, loss, terms, overflow)
 
 
 class Means:

@@ -26,6 +26,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -36,9 +37,10 @@ from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
 from kdengine.engine.ledger import StepReport
+from kdengine.engine.objective import Masks
 from kdengine.engine.shares import gradient_shares
 from kdengine.engine.state import save
-from kdengine.engine.update import judge, update
+from kdengine.engine.update import clear_gradients, judge, update
 
 
 def run(fit: Fit) -> None:
@@ -80,8 +82,9 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     context.step, context.epoch = fit.position.step, fit.position.epoch
     if fit.objective.has_schedules:
         fit.objective.advance(fit.progress())
-    window = prepare(fit, window)
-    if calls.step_start is not None and fit.decide(calls.step_start(context)):
+    if fit.transforms or calls.batch is not None:
+        window = prepare(fit, window)
+    if calls.step_start is not None and (decided := calls.step_start(context)) and fit.decide(decided):
         fit.skipped += 1
         return finish_step(fit, None)
     scale = fit.precision.scale
@@ -108,39 +111,49 @@ def prepare(fit: Fit, window: list[Batch]) -> list[Batch]:
             whole = transform(whole, random.generator(fit.settings.seed, "batch", position, fit.position.step))
         window = split(whole, [batch.size for batch in window])
     if fit.calls.batch is not None:
-        window = [contribute_batch(fit, micro, batch) for micro, batch in enumerate(window)]
+        context = fit.step_context
+        for micro, batch in enumerate(window):
+            context.micro, context.batch = micro, batch
+            fit.calls.batch(context)
+            window[micro] = context.batch
     return window
-
-
-def contribute_batch(fit: Fit, micro: int, batch: Batch) -> Batch:
-    """What the ``batch`` hook makes of a micro-batch."""
-    context = fit.step_context
-    context.micro, context.batch = micro, batch
-    assert fit.calls.batch is not None
-    fit.calls.batch(context)
-    return context.batch
 
 
 def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> None:
     """Forward and backward of every micro-batch; every D is known before the first forward."""
-    objective, models = fit.objective, fit.models
-    masks = [objective.masks(batch) for batch in window]
-    counts = [objective.count(batch, mask) for batch, mask in zip(window, masks, strict=True)]
-    divisors = fit.runtime.sum_counts([sum(column) for column in zip(*counts, strict=True)])
-    if models.guard is not None:
-        models.guard.check()
-    for micro, host_batch in enumerate(window):
-        batch = place(host_batch, fit.runtime.device)
-        with fit.runtime.accumulate(micro == len(window) - 1):
-            run_models(fit, micro, batch)
-            with fit.precision.losses():
-                total, shares = objective.evaluate(batch, masks[micro], counts[micro], divisors, scale)
-            if fit.calls.loss_terms is not None:
-                fit.step_context.terms = dict(zip(objective.names, shares, strict=True))
-                fit.calls.loss_terms(fit.step_context)
-            total.backward()  # type: ignore[no-untyped-call]
-        fit.ledger.add(shares, objective.term_weights)
+    masks, counts = [], []
+    for batch in window:
+        masks.append(fit.objective.masks(batch))
+        counts.append(fit.objective.count(batch, masks[-1]))
+    divisors = fit.runtime.sum_counts(list(map(sum, zip(*counts, strict=True))))
+    if fit.models.guard is not None:
+        fit.models.guard.check()
+    for micro in range(len(window) - 1):
+        with fit.runtime.accumulate():
+            differentiate(fit, micro, window[micro], masks[micro], counts[micro], divisors, scale)
+    differentiate(fit, len(window) - 1, window[-1], masks[-1], counts[-1], divisors, scale)
     fit.sample = window[-1]
+
+
+def differentiate(
+    fit: Fit,
+    micro: int,
+    host_batch: Batch,
+    masks: Masks,
+    counts: Sequence[int],
+    divisors: Sequence[int],
+    scale: Tensor | float,
+) -> None:
+    """Forward and backward of one micro-batch."""
+    objective = fit.objective
+    batch = place(host_batch, fit.runtime.device)
+    run_models(fit, micro, batch)
+    total, shares = fit.precision.run_loss(objective.evaluate, batch, masks, counts, divisors, scale)
+    if fit.calls.loss_terms is not None:
+        fit.step_context.terms = dict(zip(objective.names, shares, strict=True))
+        fit.calls.loss_terms(fit.step_context)
+    total.backward()  # type: ignore[no-untyped-call]
+    fit.ledger.add(shares, objective.term_weights)
 
 
 def run_models(fit: Fit, micro: int, batch: Batch) -> None:
@@ -162,7 +175,7 @@ def run_models(fit: Fit, micro: int, batch: Batch) -> None:
 
 def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
     """What follows every step, updated or not."""
-    fit.optimizer.zero_grad()
+    clear_gradients(fit.optimizer)
     if fit.lr_scheduler is not None and not fit.lr_waits:
         fit.lr_scheduler.step()
     if fit.models.average is not None:
@@ -174,8 +187,8 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
         fit.epoch_means.add(report)
     fit.position.step += 1
     fit.context.step = fit.position.step
-    if fit.calls.step_end is not None:
-        fit.decide(fit.calls.step_end(fit.step_context))
+    if fit.calls.step_end is not None and (decided := fit.calls.step_end(fit.step_context)):
+        fit.decide(decided)
     return report
 
 

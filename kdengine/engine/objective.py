@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ class Objective:
 
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
+        term_weights: the current weight of each term, in the same order.
     """
 
     def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule]) -> None:
@@ -47,11 +47,12 @@ class Objective:
         self.names = [label if term == "loss" else f"{label}.{term}" for label, term in self.terms]
         self.weights: dict[str, float] = {}
         self.schedules: dict[str, Schedule] = {}
-        self._items = [(label, loss, len(loss.terms)) for label, loss in losses.items()]
+        self._items = list(losses.items())
         self.place(torch.device("cpu"), torch.float32)
         for label in losses:
             self._set_weight(label, weights.get(label, 1.0))
         self.has_schedules = bool(self.scheduled)
+        self.term_weights = self._term_weights()
 
     def _set_weight(self, label: str, weight: float | Schedule) -> None:
         if isinstance(weight, Schedule):
@@ -65,45 +66,39 @@ class Objective:
         self.device = device
         self.dtype = torch.promote_types(dtype, torch.float32)
 
-    def _spread(self, factor: Weight, mask: Tensor | None) -> Weight:
-        """The factor for every item, zero where the mask is False."""
-        return factor if mask is None else mask.to(self.device, self.dtype, non_blocking=True) * factor
-
     @property
     def scheduled(self) -> dict[str, Schedule]:
         """Every schedule of the objective by the name it is logged under."""
-        inner = {f"{label}.{name}": s for label, loss, _ in self._items for name, s in loss.schedules.items()}
+        inner = {f"{label}.{name}": s for label, loss in self._items for name, s in loss.schedules.items()}
         return {**self.schedules, **inner}
 
-    @property
-    def term_weights(self) -> list[float]:
-        """The current weight of each term, in the order of ``names``."""
+    def _term_weights(self) -> list[float]:
         return [self.weights[label] for label, _ in self.terms]
 
     def advance(self, progress: Progress) -> None:
         """Set every scheduled scalar to its value for the step that is about to run."""
         for name, schedule in self.schedules.items():
             self.weights[name.removeprefix("weights.")] = schedule.value(progress)
-        for _, loss, _ in self._items:
+        self.term_weights = self._term_weights()
+        for _, loss in self._items:
             for name, schedule in loss.schedules.items():
                 loss.__dict__[name] = schedule.value(progress)
 
     def scalars(self) -> dict[str, float]:
         """Current values of the scheduled scalars."""
         values = {name: self.weights[name.removeprefix("weights.")] for name in self.schedules}
-        for label, loss, _ in self._items:
+        for label, loss in self._items:
             values.update({f"{label}.{name}": getattr(loss, name) for name in loss.schedules})
         return values
 
     def masks(self, batch: Batch) -> list[Tensor | None]:
         """Which items count for each term, from inputs and labels only."""
         masks: list[Tensor | None] = []
-        for _, loss, size in self._items:
+        for _, loss in self._items:
             valid = loss.valid(batch)
-            if isinstance(valid, Mapping):
-                masks.extend(_with(valid.get(term), batch.mask) for term in loss.terms)
-            else:
-                masks.extend([_with(valid, batch.mask)] * size)
+            for term in loss.terms:
+                mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
+                masks.append(mask if batch.mask is None else _both(mask, batch.mask))
         return masks
 
     def count(self, batch: Batch, masks: list[Tensor | None]) -> list[int]:
@@ -113,7 +108,7 @@ class Objective:
             if mask is None:
                 counts.append(batch.size)
                 continue
-            valid = count_true(mask)
+            valid = int(mask.sum())
             counts.append(valid)
             if mask.ndim == 1 and valid == batch.size:
                 masks[position] = None
@@ -134,31 +129,27 @@ class Objective:
         total: Tensor | None = None
         shares: list[Tensor] = []
         position = 0
-        for label, loss, size in self._items:
-            weight = self.weights[label]
+        for label, loss in self._items:
             weights: dict[str, Weight] = {}
-            for at in range(position, position + size):
-                factor = weight / divisors[at] if divisors[at] else 0.0
+            for at, term in enumerate(loss.terms, position):
+                factor = (self.weights[label] / divisors[at] if divisors[at] else 0.0) * scale
+                mask = masks[at]
                 if loss.scope == "batch":
-                    weights[loss.terms[at - position]] = factor * counts[at] * scale
+                    weights[term] = factor * counts[at]
+                elif mask is None:
+                    weights[term] = factor
                 else:
-                    weights[loss.terms[at - position]] = self._spread(factor * scale, masks[at])
+                    weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
             part, sums = loss.weighted_sum(batch, weights)
             total = part if total is None else total + part
-            shares.extend(sums[term] for term in loss.terms)
-            position += size
+            for term in loss.terms:
+                shares.append(sums[term])
+            position += len(loss.terms)
         if total is None:
             raise ConfigurationError("there is no loss to train on: give Engine(losses=...) at least one")
         return total, shares
 
 
-def count_true(mask: Tensor) -> int:
-    """Number of True elements; on the host by NumPy, which counts a short mask in a fraction of the time."""
-    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.sum())
-
-
-def _with(valid: Tensor | None, mask: Tensor | None) -> Tensor | None:
+def _both(valid: Tensor | None, mask: Tensor) -> Tensor:
     """Both masks at once; ``mask`` is per item."""
-    if valid is None or mask is None:
-        return mask if valid is None else valid
-    return valid & mask.view(-1, *[1] * (valid.ndim - 1))
+    return mask if valid is None else valid & mask.view(-1, *[1] * (valid.ndim - 1))

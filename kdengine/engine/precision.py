@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from kdengine.api import ConfigurationError
 
 PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16"]
+P = ParamSpec("P")
+T = TypeVar("T")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,17 +31,20 @@ class Precision:
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
         self._one = torch.ones((), device=device)
-        self._nothing = nullcontext()
 
-    def models(self) -> AbstractContextManager[Any]:
-        """Context for running the models."""
+    def run_model(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a model, under autocast unless the precision is fp32."""
         if self.name == "fp32":
-            return self._nothing
-        return torch.autocast(self.device.type, dtype=_DTYPES[self.name])
+            return call(*args, **kwargs)
+        with torch.autocast(self.device.type, dtype=_DTYPES[self.name]):
+            return call(*args, **kwargs)
 
-    def losses(self) -> AbstractContextManager[Any]:
-        """Context for running the losses: autocast is off."""
-        return self._nothing if self.name == "fp32" else torch.autocast(self.device.type, enabled=False)
+    def run_loss(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what computes losses, with autocast off."""
+        if self.name == "fp32":
+            return call(*args, **kwargs)
+        with torch.autocast(self.device.type, enabled=False):
+            return call(*args, **kwargs)
 
     @property
     def scale(self) -> Tensor | float:

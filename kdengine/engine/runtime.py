@@ -35,7 +35,6 @@ class Runtime:
                 "start it without torchrun"
             )
         self.device = choose_device(device)
-        self._nothing = nullcontext()
 
     @property
     def is_main(self) -> bool:
@@ -50,9 +49,9 @@ class Runtime:
         """Wrap the student for gradient sums; the module itself when there is one process."""
         return module
 
-    def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Context of one micro-batch: gradients are summed over processes only at the last one."""
-        return self._nothing
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Context of every micro-batch but a step's last, which alone sums gradients over processes."""
+        return nullcontext()
 
     def sum_counts(self, counts: Sequence[int]) -> Sequence[int]:
         """Sum each count over processes."""

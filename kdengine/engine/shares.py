@@ -33,8 +33,7 @@ def _norm(fit: Fit, batch: Batch, position: int, parameters: list[torch.nn.Param
     masks = fit.objective.masks(batch)
     counts = fit.objective.count(batch, masks)
     only = [count if at == position else 0 for at, count in enumerate(counts)]
-    with fit.precision.losses():
-        total, _ = fit.objective.evaluate(batch, masks, counts, only)
+    total, _ = fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, only)
     if not total.requires_grad:
         return 0.0
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)

@@ -31,7 +31,7 @@ class CE(Loss):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
-    def valid(self, batch: Batch) -> Tensor:
+    def valid(self, batch: Batch) -> Tensor | None:
         """Labelled items."""
         return labelled(labels_of(batch, "ce"), self.ignore_index)
 

@@ -87,16 +87,15 @@ class KD(Loss):
 
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """One call of the operator for both terms; the gradient is written at its final magnitude."""
-        soft_term = self.terms[0]
-        rows = batch.student.logits.shape[:-1]
-        labels = None if self.hard_weight is None else labels_of(batch, "kd")
+        soft_term, factor = self.terms[0], self.hard_weight
+        student = batch.student.logits
         total, soft, hard = kd_loss(
-            batch.student.logits,
+            student,
             batch.teacher.logits,
-            labels,
+            None if factor is None else labels_of(batch, "kd"),
             temperature=self.temperature,
-            soft_weight=_per_row(weights[soft_term], rows),
-            hard_weight=None if self.hard_weight is None else _per_row(weights["hard"], rows) * self.hard_weight,
+            soft_weight=_per_row(weights[soft_term], student),
+            hard_weight=None if factor is None else _per_row(weights["hard"], student) * factor,
             divergence=self.divergence,
             beta=self.beta,
             label_smoothing=self.label_smoothing,
@@ -104,14 +103,15 @@ class KD(Loss):
             reduction="sum",
             return_terms=True,
         )
-        return total, {soft_term: soft} if self.hard_weight is None else {"soft": soft, "hard": hard}
+        return total, {soft_term: soft} if factor is None else {"soft": soft, "hard": hard}
 
 
-def _per_row(weight: Weight, rows: tuple[int, ...]) -> Weight:
+def _per_row(weight: Weight, logits: Tensor) -> Weight:
     """A term's weight for each row of ``(B, ..., V)`` logits; rows beyond the weight's dimensions are averaged."""
     dims = weight.ndim if isinstance(weight, Tensor) and weight.ndim else 1
-    if len(rows) == dims:
+    if logits.ndim == dims + 1:
         return weight
+    rows = logits.shape[:-1]
     share = weight / max(1, prod(rows[dims:]))
     if isinstance(share, Tensor) and share.ndim:
         return share.view(*share.shape, *[1] * (len(rows) - dims)).expand(rows)
