@@ -1,5 +1,24 @@
-"""One thread a process: the tests run in as many processes as there are cores."""
+"""One thread a process: the tests run in as many processes as there are cores. They share one compiled library."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+
+def pytest_configure(config):
+    """Compile the library ahead of the tests: some give a process of theirs little time, some move the cache."""
+    from kdengine.ops import backend, build, library, sources, toolchain
+
+    os.environ.setdefault("KDENGINE_LIBRARIES", str(build.cache_folder()))
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or os.environ.get(backend.VARIABLE) == "python" or library.shipped(sources.CPU) is not None:
+        return
+    if toolchain.cxx() is None:
+        print("there is no C++ compiler here: the tests run in pure PyTorch")
+        return
+    try:
+        build.build(sources.CPU)
+    except build.BuildError as error:
+        pytest.exit(f"the library cannot be built: {error}", returncode=1)

@@ -1,17 +1,13 @@
-"""What there is: plugins, components, recipes, the recipe's schema and this machine."""
+"""What there is: plugins, components, recipes and the recipe's schema."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kdengine._version import __version__
 from kdengine.cli import planning, tables
 
 plugins_app = typer.Typer(invoke_without_command=True, help="List plugins, or show one plugin or component.")
@@ -20,12 +16,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Acting = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="NAME_OR_PATH", help="Look at this plugin as well.")
 ]
-
-EXTRAS = {
-    "vision": ("torchvision",),
-    "report": ("matplotlib", "jinja2"),
-    "demo": ("sklearn", "matplotlib", "jinja2"),
-}
 
 
 def recipes() -> None:
@@ -64,47 +54,6 @@ def schema(out: Annotated[Path | None, typer.Option(help="Write it to a file.")]
         return
     out.write_text(f"{text}\n", encoding="utf-8")
     typer.echo(f"wrote {out}")
-
-
-def env(as_json: Json = False) -> None:
-    """Tell what kdengine runs on, and which implementation of the loss it uses."""
-    facts = environment()
-    if as_json:
-        tables.show_json(facts)
-        return
-    width = max(map(len, facts))
-    for name, fact in facts.items():
-        typer.echo(f"{name:<{width}}  {', '.join(fact) if isinstance(fact, list) else fact}")
-
-
-def environment() -> dict[str, str | list[str]]:
-    """Names and facts."""
-    import torch
-
-    from kdengine.host.discovery import DISABLE_AUTOLOAD, autoload_enabled
-    from kdengine.ops import backend_info
-    from kdengine.recipe.teacher import cache_folder
-
-    backend = backend_info()
-    devices = [f"cuda:{k} {torch.cuda.get_device_name(k)}" for k in range(torch.cuda.device_count())]
-    devices += ["mps"] if torch.backends.mps.is_available() else []
-    return {
-        "kdengine": __version__,
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "torch": str(torch.__version__),
-        "devices": ["cpu", *devices],
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
-        "cpu capability": torch.backends.cpu.get_cpu_capability(),
-        "backend": f"{backend.name}: {backend.reason}",
-        "extras": [name if extra_present(name) else f"{name} (missing)" for name in EXTRAS],
-        "plugin autoload": "on" if autoload_enabled() else f"off, by {DISABLE_AUTOLOAD}",
-        "teacher cache": str(cache_folder()),
-    }
-
-
-def extra_present(name: str) -> bool:
-    """Whether what an extra installs can be imported."""
-    return all(find_spec(module) is not None for module in EXTRAS[name])
 
 
 @plugins_app.callback()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from kdengine._version import __version__
-from kdengine.cli import listing, running, runs
+from kdengine.cli import build, env, listing, running, runs
 
 app = typer.Typer(name="kdengine", add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,7 +50,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     listing.recipes,
     listing.new,
     listing.schema,
-    listing.env,
+    env.env,
+    build.build,
 )
 for command in COMMANDS:
     app.command()(interruptible(command))

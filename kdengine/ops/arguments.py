@@ -100,23 +100,91 @@ def check_no_gradient(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} requires grad, but kd_loss gives it none; pass {name}.detach()")
 
 
-def scalar(name: str, value: float | Tensor, student: Tensor, dim: int, dtype: torch.dtype) -> Scalar:
-    """Bring a number, a 0-dim tensor or one value per row into a form that broadcasts against the logits."""
+def check_mask(mask: Tensor, student: Tensor, dim: int) -> Tensor:
+    """Refuse a mask that is not one bool per row."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = describe(mask) if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a bool tensor (True: the row takes part), got {came}; use mask.bool()")
+    check_per_row("mask", mask, student, dim)
+    return mask
+
+
+def check_pair(labels: Tensor | None, hard_weight: object) -> None:
+    """Refuse labels without a weight, and a weight without labels."""
+    if (labels is None) != (hard_weight is None):
+        came, missing = ("labels", "hard_weight") if labels is not None else ("hard_weight", "labels")
+        raise ValueError(
+            f"{came} came without {missing}: the hard-label term needs both; pass {missing}, or drop {came}"
+        )
+
+
+def check_labels(labels: Tensor, student: Tensor, dim: int) -> None:
+    """Refuse labels that are neither one class id per row nor one probability per logit."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    check_device("labels", labels, student)
+    if not labels.is_floating_point():
+        check_ids("labels", labels)
+        check_per_row("labels", labels, student, dim)
+        return
+    check_no_gradient("labels", labels)
+    if labels.shape != student.shape:
+        raise ValueError(
+            f"floating point labels are probabilities and must have student's shape {tuple(student.shape)}, "
+            f"got {describe(labels)}; class ids must be integers"
+        )
+
+
+def check_indices(indices: Tensor, student: Tensor, teacher: Tensor) -> None:
+    """Refuse indices that are not one class id per value of the teacher."""
+    check_ids("teacher_indices", indices)
+    check_device("teacher_indices", indices, student)
+    if indices.shape != teacher.shape:
+        raise ValueError(
+            f"teacher_indices must have teacher's shape {tuple(teacher.shape)}: the class of each of "
+            f"teacher's top-k values; got {describe(indices)}"
+        )
+
+
+def check_ids(name: str, ids: Tensor) -> None:
+    """Refuse what does not hold integers."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"{name} must hold integer class ids, got {describe(ids)}; use {name}.long()")
+
+
+def check_numbers(name: str, value: object) -> None:
+    """Refuse what is neither a number nor a tensor of real numbers without gradient."""
     if isinstance(value, Tensor):
         check_no_gradient(name, value)
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must hold real numbers, got {describe(value)}")
-        if value.ndim == 0:
-            return value.to(student.device, dtype)
-        check_per_row(name, value, student, dim)
-        return value.to(dtype).unsqueeze(dim)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    if torch.compiler.is_compiling():  # as a tensor: a constant in the graph would recompile at every value
-        return torch.full((), value, dtype=dtype, device=student.device)
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+
+
+def as_tensor(name: str, value: float | Tensor, student: Tensor) -> Tensor:
+    """Bring a number into a graph as a tensor: as a constant it would recompile at every value."""
+    check_numbers(name, value)
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=torch.float64, device=student.device)
+
+
+def scalar(name: str, value: float | Tensor, student: Tensor, dim: int, dtype: torch.dtype) -> Scalar:
+    """Bring a number, a 0-dim tensor or one value per row into a form that broadcasts against the logits."""
+    if torch.compiler.is_compiling():
+        value = as_tensor(name, value, student)
+    check_numbers(name, value)
+    if not isinstance(value, Tensor):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        return float(value)
+    if value.ndim == 0:
+        return value.to(student.device, dtype)
+    check_per_row(name, value, student, dim)
+    return value.to(dtype).unsqueeze(dim)
 
 
 def positive_temperature(temperature: Scalar, active: Tensor | None) -> Scalar:

@@ -2,12 +2,10 @@
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
-from kdengine.ops.autograd import KDLoss, Terms, evaluate
-from kdengine.ops.backend import backend_info
-from kdengine.ops.problem import Options, pose
+from kdengine.ops import compiled, reference
+from kdengine.ops.terms import Terms
 
 
 @overload
@@ -143,9 +141,11 @@ def kd_loss(
     **Gradient.** It is computed in the forward pass; backward only scales it. It flows to the student, and to
     the teacher if that requires grad. There is no second derivative: backward with `create_graph=True` raises.
 
-    **Cost.** s and t are read and one gradient (of the input's dtype) is kept for backward per input that needs
-    one; logits are not kept. This pure PyTorch implementation holds about eight temporaries of the logits' size
-    while it runs, and makes about 35 small operations. It does not synchronize with an accelerator.
+    **Cost.** The compiled operator reads each logit once and writes the gradient of each input that needs one once:
+    with float32, 12 bytes per element for a student's gradient. The gradient is kept for backward, logits are not,
+    and nothing else of their size exists, but for copies of inputs whose dimensions beside `dim` have no common
+    stride. Pure PyTorch, which runs where there is no compiled library (`backend_info` tells), holds about eight
+    temporaries of the logits' size and makes about 35 small operations. Neither synchronizes with an accelerator.
 
     Args:
         student: logits, (..., V), float16, bfloat16, float32 or float64.
@@ -196,9 +196,7 @@ def kd_loss(
         >>> round(hard.item(), 4)
         0.0143
     """
-    if not torch.compiler.is_compiling():
-        backend_info()  # refuses a KDENGINE_BACKEND that asks for something else
-    options = Options(
+    options = (
         temperature,
         soft_weight,
         hard_weight,
@@ -209,11 +207,8 @@ def kd_loss(
         ignore_index,
         reduction,
         dim,
+        teacher_indices,
         tail,
     )
-    problem = pose(student, teacher, labels, teacher_indices, options)
-    if torch.is_grad_enabled():  # not "if an input requires grad": under torch.func that is not visible here
-        terms: Terms = KDLoss.apply(student, teacher, problem)
-    else:
-        terms, _ = evaluate(student, teacher, problem, (False, False))
-    return terms if return_terms else terms[0]
+    run = compiled.kd_loss if compiled.takes(student) else reference.kd_loss
+    return run(student, teacher, labels, options, return_terms)

@@ -16,7 +16,7 @@ TAILS = ("bin", "renormalize")
 
 
 class Options(NamedTuple):
-    """The arguments of `kd_loss` behind student and teacher, as they came but for `dim`."""
+    """The arguments of `kd_loss` behind the labels, as they came but for `dim`."""
 
     temperature: float | Tensor
     soft_weight: float | Tensor
@@ -28,6 +28,7 @@ class Options(NamedTuple):
     ignore_index: int
     reduction: str
     dim: int
+    teacher_indices: Tensor | None
     tail: str
 
 
@@ -49,18 +50,16 @@ class Problem(NamedTuple):
     reduce: bool
 
 
-def pose(student: Tensor, teacher: Tensor, labels: Tensor | None, indices: Tensor | None, options: Options) -> Problem:
+def pose(student: Tensor, teacher: Tensor, labels: Tensor | None, options: Options) -> Problem:
     """Check all arguments and gather them into a problem."""
     dim = check.check_logits(student, teacher, options.dim)
-    check.check_choice("divergence", options.divergence, DIVERGENCES)
-    check.check_choice("reduction", options.reduction, REDUCTIONS)
-    check.check_choice("tail", options.tail, TAILS)
+    check_words(options)
     options = options._replace(dim=dim)
     wide = torch.float64 in (student.dtype, teacher.dtype)
     dtype = torch.float64 if wide else torch.float32
-    mask = _mask(options.mask, student, dim)
+    mask = None if options.mask is None else check.check_mask(options.mask, student, dim).unsqueeze(dim)
     return Problem(
-        _soft(student, teacher, indices, mask, options, dtype),
+        _soft(student, teacher, mask, options, dtype),
         _hard(student, labels, mask, options, dtype),
         dim,
         dtype,
@@ -68,14 +67,11 @@ def pose(student: Tensor, teacher: Tensor, labels: Tensor | None, indices: Tenso
     )
 
 
-def _mask(mask: Tensor | None, student: Tensor, dim: int) -> Tensor | None:
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        came = check.describe(mask) if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a bool tensor (True: the row takes part), got {came}; use mask.bool()")
-    check.check_per_row("mask", mask, student, dim)
-    return mask.unsqueeze(dim)
+def check_words(options: Options) -> None:
+    """Refuse words that are not among the known ones."""
+    check.check_choice("divergence", options.divergence, DIVERGENCES)
+    check.check_choice("reduction", options.reduction, REDUCTIONS)
+    check.check_choice("tail", options.tail, TAILS)
 
 
 def _rows(weight: Scalar, counted: Tensor | None, student: Tensor, options: Options, dtype: torch.dtype) -> Rows:
@@ -94,7 +90,6 @@ def _rows(weight: Scalar, counted: Tensor | None, student: Tensor, options: Opti
 def _soft(
     student: Tensor,
     teacher: Tensor,
-    indices: Tensor | None,
     mask: Tensor | None,
     options: Options,
     dtype: torch.dtype,
@@ -105,6 +100,7 @@ def _soft(
     weight = check.scalar("soft_weight", options.soft_weight, student, dim, dtype)
     rows = _rows(weight, mask, student, options, dtype)
     temperature = check.positive_temperature(temperature, rows.active)
+    indices = options.teacher_indices
     if indices is not None:
         indices = _indices(indices, student, teacher, rows.active, options)
     if isinstance(weight, float) and weight == 0:
@@ -113,13 +109,7 @@ def _soft(
 
 
 def _indices(indices: Tensor, student: Tensor, teacher: Tensor, active: Tensor | None, options: Options) -> Tensor:
-    _check_ids("teacher_indices", indices)
-    check.check_device("teacher_indices", indices, student)
-    if indices.shape != teacher.shape:
-        raise ValueError(
-            f"teacher_indices must have teacher's shape {tuple(teacher.shape)}: the class of each of "
-            f"teacher's top-k values; got {check.describe(indices)}"
-        )
+    check.check_indices(indices, student, teacher)
     if check.can_look_at(indices):
         read = teacher != -torch.inf if active is None else (teacher != -torch.inf) & active
         _refuse_outside("teacher_indices", indices[read], student.shape[options.dim])
@@ -142,17 +132,11 @@ def _hard(
     student: Tensor, labels: Tensor | None, mask: Tensor | None, options: Options, dtype: torch.dtype
 ) -> Hard | None:
     smoothing = check.check_fraction("label_smoothing", options.label_smoothing, closed=True)
-    if (labels is None) != (options.hard_weight is None):
-        came, missing = ("labels", "hard_weight") if labels is not None else ("hard_weight", "labels")
-        raise ValueError(
-            f"{came} came without {missing}: the hard-label term needs both; pass {missing}, or drop {came}"
-        )
+    check.check_pair(labels, options.hard_weight)
     if labels is None or options.hard_weight is None:
         return None
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    check.check_labels(labels, student, options.dim)
     weight = check.scalar("hard_weight", options.hard_weight, student, options.dim, dtype)
-    check.check_device("labels", labels, student)
     build = _probabilities if labels.is_floating_point() else _class_ids
     term = build(student, labels, weight, mask, options, dtype)._replace(smoothing=smoothing)
     return None if isinstance(weight, float) and weight == 0 else term
@@ -161,12 +145,6 @@ def _hard(
 def _probabilities(
     student: Tensor, labels: Tensor, weight: Scalar, mask: Tensor | None, options: Options, dtype: torch.dtype
 ) -> Hard:
-    check.check_no_gradient("labels", labels)
-    if labels.shape != student.shape:
-        raise ValueError(
-            f"floating point labels are probabilities and must have student's shape {tuple(student.shape)}, "
-            f"got {check.describe(labels)}; class ids must be integers"
-        )
     labelled = (labels != 0).any(options.dim, keepdim=True)
     counted = labelled if mask is None else labelled & mask
     return Hard(_rows(weight, counted, student, options, dtype), labels.to(dtype), None, 0.0)
@@ -175,8 +153,6 @@ def _probabilities(
 def _class_ids(
     student: Tensor, labels: Tensor, weight: Scalar, mask: Tensor | None, options: Options, dtype: torch.dtype
 ) -> Hard:
-    _check_ids("labels", labels)
-    check.check_per_row("labels", labels, student, options.dim)
     ids = labels.long().unsqueeze(options.dim)
     classes = student.shape[options.dim]
     counted: Tensor | None = ids != options.ignore_index
@@ -193,13 +169,6 @@ def _class_ids(
         ids = ids.where(rows.active, 0)
     _refuse_outside("labels", ids, classes, f", or be ignore_index={options.ignore_index}")
     return Hard(rows, ids, None, 0.0)
-
-
-def _check_ids(name: str, ids: Tensor) -> None:
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
-    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
-        raise TypeError(f"{name} must hold integer class ids, got {check.describe(ids)}; use {name}.long()")
 
 
 def _refuse_outside(name: str, ids: Tensor, classes: int, otherwise: str = "") -> None:

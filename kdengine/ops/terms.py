@@ -9,6 +9,9 @@ from kdengine.ops import hard, topk
 from kdengine.ops.divergences import DIVERGENCES, Needs
 from kdengine.ops.pair import Scalar, softmax_pair
 
+Terms = tuple[Tensor, Tensor, Tensor]
+"""The loss, and the soft and the hard term that add up to it."""
+
 
 class Rows(NamedTuple):
     """How the rows enter one term; masks are bool with the class dim kept, None means every row.

@@ -44,6 +44,7 @@ class Shell:
             **{name: value for name, value in os.environ.items() if not name.startswith(("KDENGINE", "PYTEST", "_KD"))},
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
             "KDENGINE_CACHE": str(folder / "cache"),
+            "KDENGINE_LIBRARIES": os.environ["KDENGINE_LIBRARIES"],
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }

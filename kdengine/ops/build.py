@@ -1,0 +1,255 @@
+"""Compiles a library into the user's cache, once for all processes and at the first use of it."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+
+from kdengine.ops import sources, toolchain
+from kdengine.ops.sources import Library
+from kdengine.ops.toolchain import Compiler
+
+DURATION = {"cpu": "under a minute", "cuda": "minutes"}
+
+
+class BuildError(RuntimeError):
+    """A library cannot be compiled here; the message says why.
+
+    Args:
+        message: why, in a line.
+        log: all that the compiler said.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class Tools(NamedTuple):
+    """What a library is compiled with; `nvcc` and `architectures` are those of the CUDA library."""
+
+    cxx: Compiler
+    nvcc: Compiler | None = None
+    architectures: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """For messages and for the name of what they build."""
+        if self.nvcc is None:
+            return self.cxx.version
+        return f"nvcc {self.nvcc.version} for {' '.join(f'sm_{arch}' for arch in self.architectures)}"
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept.
+
+    `$KDENGINE_LIBRARIES`, else `libraries` below `$KDENGINE_CACHE`, else below the user's cache folder.
+    """
+    named = os.environ.get("KDENGINE_LIBRARIES")
+    if named:
+        return Path(named)
+    root = os.environ.get("KDENGINE_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdengine"
+    return base / "libraries"
+
+
+def find_tools(library: Library) -> Tools:
+    """The compilers of this machine.
+
+    Raises:
+        BuildError: there are none, or they or torch cannot make this library.
+    """
+    if library.name == "cuda" and torch.version.cuda is None:
+        raise BuildError(f"torch {torch.__version__} is not a CUDA build")
+    cxx = toolchain.cxx()
+    if cxx is None:
+        named = os.environ.get("CXX")
+        advice = f"CXX={named} does not answer" if named else "install g++ or clang, or name one with CXX"
+        raise BuildError(f"there is no C++ compiler here ({advice})")
+    if library.name == "cpu":
+        return Tools(cxx)
+    nvcc = toolchain.nvcc()
+    if nvcc is None:
+        raise BuildError("there is no CUDA compiler here (install the CUDA toolkit, or say where with CUDA_HOME)")
+    known = toolchain.supported(nvcc, _architectures())
+    if not known:
+        raise BuildError(f"nvcc {nvcc.version} knows none of the architectures {', '.join(_architectures())}")
+    return Tools(cxx, nvcc, tuple(known))
+
+
+def _architectures() -> tuple[str, ...]:
+    """Those that the user lists, else those of the GPUs here, else all."""
+    present = {torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count())}
+    here = tuple(f"{major}{minor}" for major, minor in sorted(present))
+    return toolchain.listed() or here or sources.ARCHITECTURES
+
+
+def place(library: Library, tools: Tools) -> Path:
+    """Where the library that these tools build is kept: another one for other sources, torch or compiler."""
+    made_by = sha256(tools.describe().encode()).hexdigest()[:8]
+    return cache_folder() / f"{_stem(library)}-{made_by}" / library.file
+
+
+def _stem(library: Library) -> str:
+    facts = [sources.digest(library, sources.folder()), str(torch.__version__), platform.system(), platform.machine()]
+    facts += [*sources.nvcc_flags(["0"]), *sources.cxx_flags(), str(torch.compiled_with_cxx11_abi())]
+    return f"{library.name}-{sha256(' '.join(facts).encode()).hexdigest()[:16]}"
+
+
+def cached(library: Library) -> Path | None:
+    """The library in the cache, if it is there. Without a compiler any will do that was built from these sources."""
+    try:
+        found = place(library, find_tools(library))
+    except BuildError:
+        others = cache_folder().glob(f"{_stem(library)}-*/{library.file}")
+        return max(others, key=lambda path: path.stat().st_mtime, default=None)
+    return found if found.is_file() else None
+
+
+def build(library: Library, *, force: bool = False) -> Path:
+    """Compile a library into the cache, unless it is there.
+
+    Processes that want the same library at the same time wait for the first. The lock is the system's and ends with
+    its process; what a killed process leaves behind is removed by the next.
+
+    Args:
+        library: which one.
+        force: compile even if it is there.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        BuildError: it cannot be compiled.
+    """
+    tools = find_tools(library)
+    target = place(library, tools)
+    if target.is_file() and not force:
+        return target
+    asked = time.time()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target.parent):
+            if not _done_meanwhile(target, asked, force):
+                _build(library, tools, target)
+    except OSError as error:
+        raise BuildError(f"{target.parent} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from building in a folder, and remove what killed ones have left there."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _tell("waiting for another process that compiles the loss kernels")
+        lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(f"this file system has no locks ({error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _done_meanwhile(target: Path, asked: float, force: bool) -> bool:
+    """Whether another process has built the library while this one waited; its failure is this one's too."""
+    failed = target.parent / "failed.txt"
+    if failed.is_file() and failed.stat().st_mtime > asked:
+        raise BuildError(failed.read_text(encoding="utf-8"))
+    return target.is_file() and (not force or target.stat().st_mtime > asked)
+
+
+def _build(library: Library, tools: Tools, target: Path) -> None:
+    for left in target.parent.glob("work-*"):
+        for path in left.iterdir():
+            path.unlink()
+        left.rmdir()
+    failed = target.parent / "failed.txt"
+    failed.unlink(missing_ok=True)
+    _tell(f"compiling the loss kernels with {tools.describe()}, once; it takes {DURATION[library.name]}")
+    started = time.monotonic()
+    with TemporaryDirectory(prefix="work-", dir=target.parent) as work:
+        try:
+            made = compile_library(library, tools, Path(work))
+        except BuildError as error:
+            log = target.parent / "build.log"
+            log.write_text(error.log, encoding="utf-8")
+            failed.write_text(f"{error} (all of it in {log})", encoding="utf-8")
+            raise BuildError(failed.read_text(encoding="utf-8")) from None
+        made.replace(target)
+    _tell(f"compiled in {time.monotonic() - started:.0f} s: {target}")
+
+
+def compile_library(library: Library, tools: Tools, work: Path) -> Path:
+    """Compile and link a library in a folder, as many sources at a time as there are processors.
+
+    Raises:
+        BuildError: a compiler or the linker fails.
+    """
+    csrc = sources.folder()
+    files = library.sources(csrc)
+    if not files:
+        raise BuildError(f"{csrc} has no sources of the {library.name} library")
+    objects = [work / f"{number}-{path.name}.o" for number, path in enumerate(files)]
+    commands = [_compile(path, to, tools) for path, to in zip(files, objects, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
+    made = work / library.file
+    _run(_link(library, objects, made, tools))
+    return made
+
+
+def _compile(path: Path, to: Path, tools: Tools) -> list[str]:
+    include = Path(torch.__file__).parent / "include"
+    hidden = (sources.folder(), include)
+    end = [f"-I{include}", "-c", str(path), "-o", str(to)]
+    if path.suffix == ".cu":
+        assert tools.nvcc is not None
+        flags = [*sources.nvcc_flags(tools.architectures, *hidden), *toolchain.compression(tools.nvcc)]
+        return [*tools.nvcc.command, *_host(tools), *flags, *end]
+    flags = sources.cxx_flags(*hidden)
+    if tools.nvcc is not None:
+        flags += [*sources.CUDA_FLAGS, f"-I{toolchain.toolkit(tools.nvcc) / 'include'}"]
+    return [*tools.cxx.command, *flags, *end]
+
+
+def _link(library: Library, objects: list[Path], made: Path, tools: Tools) -> list[str]:
+    end = [*map(str, objects), "-o", str(made), f"-L{Path(torch.__file__).parent / 'lib'}"]
+    end += [f"-l{name}" for name in library.against]
+    flags = sources.link_flags(sources.folder())
+    if tools.nvcc is None:
+        return [*tools.cxx.command, "-shared", *flags, *end]
+    flags = [part for flag in flags for part in ("-Xlinker", flag.removeprefix("-Wl,"))]
+    return [*tools.nvcc.command, *_host(tools), "-shared", "-cudart=static", *flags, *end]
+
+
+def _host(tools: Tools) -> list[str]:
+    """Make nvcc use the C++ compiler that was chosen, not one that it finds."""
+    return ["-ccbin", tools.cxx.command[0]]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        log = done.stderr + done.stdout
+        telling = [line.strip() for line in log.splitlines() if "error" in line] or [f"exit status {done.returncode}"]
+        raise BuildError(f"{Path(command[0]).name} failed: {telling[0]}", log)
+
+
+def _tell(text: str) -> None:
+    """A line for whoever waits, also where no logging was set up."""
+    print(f"kdengine: {text}", file=sys.stderr, flush=True)
