@@ -113,7 +113,7 @@ class Library:
     """One instruction set: the choice is made once per loaded copy."""
 
     def __init__(self, path, isa):
-        copy = path.with_name(f"{isa}.so")
+        copy = path.with_name(f"{isa}-{os.getpid()}.so")
         shutil.copy(path, copy)
         self.isa = isa
         self.threads = 1

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests import session
+
 ROOT = Path(__file__).parents[2]
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE")
 FOLDERS = ("kdengine", "csrc")
@@ -44,7 +46,7 @@ def shared_wheel(factory: pytest.TempPathFactory, architectures: str | None = No
 
     `architectures` leaves that library to fewer GPUs, such as "9.0", which takes a fifth of the time.
     """
-    folder = factory.getbasetemp().parent / f"shared-wheel-{architectures}"
+    folder = session.folder(factory) / f"shared-wheel-{architectures}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             env = {} if architectures is None else {"TORCH_CUDA_ARCH_LIST": architectures}
