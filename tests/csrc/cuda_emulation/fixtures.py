@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from ... import session
 from ...ops import test_kd_loss as spec
 from .operator import Emulation, build
 
 
 @pytest.fixture(scope="session", name="library")
-def emulated_library(tmp_path_factory, worker_id):
+def emulated_library(tmp_path_factory):
     if ahead := os.environ.get("KDENGINE_CUDA_EMULATION"):
         return Path(ahead)  # built ahead, to save a minute while developing
     if shutil.which("g++") is None:
         pytest.skip("no g++")
-    shared = tmp_path_factory.getbasetemp()
-    folder = (shared if worker_id == "master" else shared.parent) / "cuda_emulation"
+    folder = session.folder(tmp_path_factory) / "cuda_emulation"
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
         return folder / "emulated.so" if (folder / "emulated.so").exists() else build(folder)
