@@ -565,7 +565,7 @@ def test_an_unknown_instruction_set_is_refused(built):
     assert "portable" in message
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_under_sanitizers():
     """All of this once more, in a process that AddressSanitizer and UndefinedBehaviorSanitizer watch."""
     runtime = [
