@@ -81,6 +81,7 @@ struct Constants {
   V magic;
   V one;
   V small;
+  V lowest;
   V exp2[6];
   V curvature[5];
 };
@@ -91,6 +92,7 @@ inline Constants<V> constants() {
   if constexpr (sizeof(typename V::Scalar) == 4) {
     c.magic = opaque(V::all(12582912.0f + 127.0f));  // 1.5 * 2^23: rounds to a whole number; the exponent's offset
     c.one = opaque(V::all(1));
+    c.lowest = opaque(V::all(-127));
     for (int i = 0; i < 6; ++i) c.exp2[i] = opaque(V::all(kExp2[i]));
     for (int i = 0; i < 5; ++i) c.curvature[i] = opaque(V::all(kCurvature[i]));
   }
@@ -98,17 +100,17 @@ inline Constants<V> constants() {
   return c;
 }
 
-// exp((z + low) / T) for z <= 0: 0 below the normal numbers, NaN for NaN. `exact` keeps every digit of z / T and
-// takes what rounding left out of z; otherwise `low` is not looked at.
-template <bool exact, class V, class F, class C>
+// exp((z + low) / T) for z <= 0, to the last digit of z / T and of what rounding left out of z: 0 below the normal
+// numbers, NaN for NaN.
+template <class V, class F, class C>
 KDENGINE_INLINE V exponential(V z, const Softening<F>& t, const Constants<C>& c, V low = V::all(0)) {
   if constexpr (sizeof(typename V::Scalar) == 8) {
     return each_lane(z * t.inverse, [](double x) { return ::exp(x); });
   } else {
     const V bounded = max(V(t.lowest), z);
     const V shifted = fma(bounded, V(t.scale), V(c.magic));
-    V fraction = fma_exact(bounded, V(t.scale), V(c.magic) - shifted);
-    if constexpr (exact) fraction = fma(bounded, V(t.scale_low), fma(low, V(t.scale), fraction));
+    const V rest = fma_exact(bounded, V(t.scale), V(c.magic) - shifted);
+    const V fraction = fma(bounded, V(t.scale_low), fma(low, V(t.scale), rest));
     const V power = fma(polynomial(fraction, c.exp2), fraction, V(c.one));
     return power * shifted_to_exponent(shifted);  // by 0 at -127
   }
@@ -163,7 +165,7 @@ struct Frame {
   V teacher_max;
   V shift;  // student_max - teacher_max, in two parts
   V shift_low;
-  V softened_shift;  // -shift / T
+  V shift_in_twos;  // -shift / (T log 2)
 };
 
 template <class V>
@@ -177,7 +179,7 @@ template <class V>
 inline Frame<V> frame(V student_max, V teacher_max, const Softening<V>& softening) {
   const V shift = student_max - teacher_max;
   const V low = rounding_of_difference(student_max, teacher_max, shift);
-  return {student_max, teacher_max, shift, low, V::all(0) - shift * softening.inverse};
+  return {student_max, teacher_max, shift, low, V::all(0) - shift * softening.scale};
 }
 
 // Of one class: a = exp(s), b = exp(t) (softened, from the references), u = log(a / b), d = a - b, and
@@ -187,32 +189,26 @@ struct Pair {
   V a, b, u, d, q;
 };
 
-// exp((x - reference) / T); with `careful` also by what the difference rounds off.
-template <bool careful, class V, class F, class C>
+// exp((x - reference) / T), also by what the difference rounds off.
+template <class V, class F, class C>
 KDENGINE_INLINE V softened(V x, V reference, const Softening<F>& softening, const Constants<C>& c) {
   const V z = x - reference;
-  if constexpr (careful && sizeof(typename V::Scalar) == 4) {
-    const V low = drop(less(z, V(softening.lowest)), rounding_of_difference(x, reference, z));
-    return exponential<true>(z, softening, c, low);
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    return exponential(z, softening, c);
   } else {
-    return exponential<careful>(z, softening, c);
+    const V low = drop(less(z, V(softening.lowest)), rounding_of_difference(x, reference, z));
+    return exponential(z, softening, c, low);
   }
 }
 
-// Without `careful` the logits have to be finite, and roundings of s - t and T are left in u: see `is_good`.
-template <bool careful, class V, class F, class C>
+template <class V, class F, class C>
 KDENGINE_INLINE Pair<V> compare(V s, V t, const Frame<F>& f, const Softening<F>& softening, const Constants<C>& c) {
-  const V a = softened<careful>(s, V(f.student_max), softening, c);
-  const V b = softened<careful>(t, V(f.teacher_max), softening, c);
+  const V a = softened(s, V(f.student_max), softening, c);
+  const V b = softened(t, V(f.teacher_max), softening, c);
   const V difference = s - t;
-  V u, slope;
-  if constexpr (careful) {
-    u = ((difference - V(f.shift)) + (rounding_of_difference(s, t, difference) - V(f.shift_low))) * V(softening.inverse);
-    slope = drop(equal(b, V::all(0)), b * u);
-  } else {
-    u = fma(difference, V(softening.inverse), V(f.softened_shift));
-    slope = b * u;
-  }
+  const V rounding = rounding_of_difference(s, t, difference) - V(f.shift_low);
+  const V u = ((difference - V(f.shift)) + rounding) * V(softening.inverse);
+  const V slope = drop(equal(b, V::all(0)), b * u);
   const V bend = u * curvature(u, c);
   const V apart = a - b;
   const auto small = less(abs(u), V(c.small));
@@ -221,14 +217,54 @@ KDENGINE_INLINE Pair<V> compare(V s, V t, const Frame<F>& f, const Softening<F>&
   return {a, b, u, d, q};
 }
 
-// Both sides agree but for classes far below the largest, whose exponents' rounding then shows.
-constexpr float kAgreement = 1e-4f;
+// The same from two exponentials that nothing has to be chosen between: the larger of a and b, and their ratio less one.
+// The logits have to be finite. v keeps what s - t and the references' difference round off only if `rounded` asks for
+// it; without, see `is_good`.
+template <class V>
+struct QuickPair {
+  V a, b, d, v;  // v = log2(a / b)
+};
 
-// Whether sums that were not made with care may stay: no -inf spoilt them, and the rounding of s - t and of the
+template <bool rounded, class V, class F>
+KDENGINE_INLINE V log_ratio_in_twos(V s, V t, const Frame<F>& f, const Softening<F>& softening) {
+  const V difference = s - t;
+  if constexpr (!rounded) return fma(difference, V(softening.scale), V(f.shift_in_twos));
+  const V rounding = rounding_of_difference(s, t, difference) - V(f.shift_low);
+  return ((difference - V(f.shift)) + rounding) * V(softening.scale);
+}
+
+template <bool rounded, class V, class F, class C>
+KDENGINE_INLINE QuickPair<V> compare_quickly(V s, V t, const Frame<F>& f, const Softening<F>& softening,
+                                             const Constants<C>& c) {
+  const V v = log_ratio_in_twos<rounded>(s, t, f, softening);
+  const V z = max(V(softening.lowest), max(s - V(f.student_max), t - V(f.teacher_max)));
+  const V bounded = max(V(c.lowest), minus_abs(v));
+  const V shifted = bounded + V(c.magic), shifted_z = fma(z, V(softening.scale), V(c.magic));
+  const V x = bounded - (shifted - V(c.magic)), y = fma_exact(z, V(softening.scale), V(c.magic) - shifted_z);
+  // Side by side, so that neither waits for its own last result.
+  V p = fma(V(c.exp2[5]), x, V(c.exp2[4])), q = fma(V(c.exp2[5]), y, V(c.exp2[4]));
+  p = fma(p, x, V(c.exp2[3])), q = fma(q, y, V(c.exp2[3]));
+  p = fma(p, x, V(c.exp2[2])), q = fma(q, y, V(c.exp2[2]));
+  p = fma(p, x, V(c.exp2[1])), q = fma(q, y, V(c.exp2[1]));
+  p = fma(p, x, V(c.exp2[0])), q = fma(q, y, V(c.exp2[0]));
+  q = fma(q, y, V(c.one));
+  const V part = p * x, larger = q * shifted_to_exponent(shifted_z);
+  const V whole = shifted_to_exponent(shifted);
+  const V ratio = fma(whole, part, whole), ratio_less_one = fma(whole, part, whole - V(c.one));
+  return {larger * select_negative(v, ratio, V(c.one)), larger * select_negative(v, V(c.one), ratio),
+          against_sign(v, larger * ratio_less_one), v};
+}
+
+// Q below this many B: the roundings of D and of the sum of b u, of which Q then is the difference, show.
+constexpr float kAgreement = 1e-6f;
+// B beyond this many A: the rounding of B + D, which the blocks' A then is, shows.
+constexpr float kMostOverA = 4;
+
+// Whether sums that were made quickly may stay: no -inf spoilt them, and the rounding of s - t and of the
 // references' difference, a unit in the last place of the latter, is small beside the log ratios (and beside 1).
-inline bool is_good(float shift, double temperature, double q, double b) {
+inline bool is_good(float shift, double temperature, double q, double a, double b) {
   const double limit = 4 * temperature * temperature, squared = (double)shift * shift;
-  return q < INFINITY && q >= kAgreement * b && squared <= limit && squared * b <= 2 * limit * q;
+  return q < INFINITY && q >= kAgreement * b && b <= kMostOverA * a && squared <= limit && squared * b <= 2 * limit * q;
 }
 
 template <class V>

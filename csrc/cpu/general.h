@@ -101,7 +101,7 @@ void compare_row(const typename V::Scalar* x, const typename V::Scalar* y, doubl
     const int64_t end = start + kPartial < r.n ? start + kPartial : r.n;
     V sums[4] = {zero, zero, zero, zero};
     for (int64_t i = start; i < end; i += V::width) {
-      const Pair<V> p = compare<true>(V::load(x + i), V::load(y + i), f, soft, c);
+      const Pair<V> p = compare(V::load(x + i), V::load(y + i), f, soft, c);
       store(r.a + i, p.a);
       store(r.b + i, p.b);
       store(r.d + i, p.d);
@@ -157,7 +157,7 @@ double kl(const Distributions<V>& r, double factor, typename V::Scalar* to_x, ty
 template <class V>
 inline V above_flat(V v, double k, const Constants<V>& c) {
   using S = typename V::Scalar;
-  const V zero = V::all(0), vanishing = exponential<true>(zero - abs(v), softening<V>(1), c);
+  const V zero = V::all(0), vanishing = exponential(zero - abs(v), softening<V>(1), c);
   const auto larger = less(zero, v);
   const V log = log_one_plus(vanishing * select(larger, V::all((S)k), V::all((S)(1 / k))));
   return select(larger, log, log + (V::all((S)::log(k)) - v));
@@ -185,7 +185,7 @@ double jsd(Distributions<V>& r, double beta, double factor, typename V::Scalar* 
     // expm1(-size), by its series where it is small.
     const V minus = zero - size;
     const V near = fma(minus * minus, curvature(minus, k), minus);
-    const V gap = select(less(size, k.small), near, exponential<true>(minus, softening<V>(1), k) - one);
+    const V gap = select(less(size, k.small), near, exponential(minus, softening<V>(1), k) - one);
     const V to_larger = log_one_plus(select(less(zero, v), to_teacher, to_student) * gap);
     store(r.d + i, to_larger - min(v, zero));
     store(r.spare + i, to_larger + max(v, zero));
@@ -234,7 +234,7 @@ double cross_entropy_ids(const typename V::Scalar* s, int64_t n, int64_t label, 
   const V top = V::all(largest);
   const Softening<V> one = softening<V>(1);
   const Constants<V> k = constants<V>();
-  for (int64_t i = 0; i < n; i += V::width) store(e + i, exponential<true>(V::load(s + i) - top, one, k));
+  for (int64_t i = 0; i < n; i += V::width) store(e + i, exponential(V::load(s + i) - top, one, k));
   const double at_label = exp((double)(s[label] - largest)), centred = (double)s[label] - (double)largest;
   e[label] = 0;
   const double others = sum_over<V>(n, [&](int64_t i) { return V::load(e + i); }), all = others + at_label;
@@ -262,7 +262,7 @@ double cross_entropy_probabilities(const typename V::Scalar* s, const typename V
   const V top = V::all(largest);
   const Softening<V> one = softening<V>(1);
   const Constants<V> k = constants<V>();
-  for (int64_t i = 0; i < n; i += V::width) store(e + i, exponential<true>(V::load(s + i) - top, one, k));
+  for (int64_t i = 0; i < n; i += V::width) store(e + i, exponential(V::load(s + i) - top, one, k));
   const double all = sum_over<V>(n, [&](int64_t i) { return V::load(e + i); });
   const double even = smoothing / n, log_all = log(all);
   double value = 0, mass = 0;

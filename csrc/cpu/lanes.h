@@ -176,16 +176,24 @@ inline void sum_lanes(const LaneArrays& arrays, int64_t classes, const Frame<V>&
   LaneSums<V> x = {zero, zero, zero, zero, zero, zero, zero};
   for (int64_t c = 0; c < classes; ++c) {
     const int64_t at = c * kLanes;
-    const V s = V::load(arrays.s + at);
-    const Pair<V> pair = compare<careful>(s, V::load(arrays.t + at), f, soft, k);
-    x.a = x.a + pair.a;
-    x.b = x.b + pair.b;
-    x.d = x.d + pair.d;
-    x.q = x.q + pair.q;
-    store(arrays.d + at, pair.d);
-    store(arrays.b + at, pair.b);
+    const V s = V::load(arrays.s + at), t = V::load(arrays.t + at);
+    V a, b, d;
+    if constexpr (careful) {
+      const Pair<V> pair = compare(s, t, f, soft, k);
+      a = pair.a, b = pair.b, d = pair.d;
+      x.q = x.q + pair.q;
+    } else {
+      const QuickPair<V> pair = compare_quickly<true>(s, t, f, soft, k);
+      a = pair.a, b = pair.b, d = pair.d;
+      x.q = fma(b, pair.v, x.q);
+    }
+    x.a = x.a + a;
+    x.b = x.b + b;
+    x.d = x.d + d;
+    store(arrays.d + at, d);
+    store(arrays.b + at, b);
     if constexpr (power != kNone) {
-      const V centred = s - f.student_max, e = hard_exponential<power>(pair.a, centred, one, k);
+      const V centred = s - f.student_max, e = hard_exponential<power>(a, centred, one, k);
       const auto here = equal(label, V::all((float)c));
       if constexpr (power == 0) store(arrays.e + at, e);
       x.others = x.others + drop(here, e);
@@ -193,16 +201,14 @@ inline void sum_lanes(const LaneArrays& arrays, int64_t classes, const Frame<V>&
       x.centred = x.centred + keep(here, centred);
     }
   }
+  if constexpr (!careful) x.q = x.d - V::all(kLog2) * x.q;
   sums = x;
 }
 
-// As `is_good`, for every row here.
+// As `is_good`, for every row here; the shift is not left in, and A is summed up by itself.
 template <class V>
-inline bool are_good(const LaneSums<V>& sums, const Frame<V>& f, const Softening<V>& soft) {
-  const V shift = f.shift * soft.inverse, squared = shift * shift;
-  return !any(not_less(sums.q, V::all(INFINITY))) && !any(less(sums.q, V::all(kAgreement) * sums.b)) &&
-         !any(less(V::all(4), squared)) &&
-         !any(less(V::all(8) * sums.q, squared * sums.b));
+inline bool are_good(const LaneSums<V>& sums) {
+  return !any(not_less(sums.q, V::all(INFINITY))) && !any(less(sums.q, V::all(kAgreement) * sums.b));
 }
 
 template <int power, class V>
@@ -256,7 +262,7 @@ __attribute__((noinline)) void lanes_of_vector(const LaneArrays& group, int64_t 
   const V label = V::load(terms.label + j);
   LaneSums<V> sums;
   sum_lanes<power, false>(arrays, classes, f, soft, k, label, sums);
-  if (!are_good(sums, f, soft)) sum_lanes<power, true>(arrays, classes, f, soft, k, label, sums);
+  if (!are_good(sums)) sum_lanes<power, true>(arrays, classes, f, soft, k, label, sums);
   keep_lane_values<power>(sums, j, terms, values);
   if (gradient) lane_gradients<power>(arrays, classes, j, terms, sums, label);
 }

@@ -46,7 +46,7 @@ double sum_up_rest(const typename V::Scalar* s, int64_t n, Listed<typename V::Sc
   const Softening<V> one = softening<V>(1);
   const Constants<V> k = constants<V>();
   for (int64_t i = 0; i < n; i += V::width) {
-    store(l.rest + i, exponential<true>(V::load(l.rest + i) - V::all(largest), one, k));
+    store(l.rest + i, exponential(V::load(l.rest + i) - V::all(largest), one, k));
   }
   const double sum = sum_over<V>(n, [&](int64_t i) { return V::load(l.rest + i); });
   const V share = V::all((S)(sum == 0 ? 0 : 1 / sum));

@@ -54,14 +54,14 @@ constexpr float kFar = 1e36f;  // below the reference by this: adds nothing at a
 
 constexpr int kNone = -1;  // no hard term; else the power of a that e is, 0 for an exponential of its own
 
-template <int power>
+// Of careful sums all but v, of quick ones b, d, v and e.
 struct Sums {
-  Vec a, b, d, q, e;
+  Vec a, b, d, q, v, e;
 };
 
 template <int power, class V, class F>
 KDENGINE_INLINE V hard_exponential(V a, V centred, const Softening<F>& one, const Constants<Vec>& c) {
-  if constexpr (power == 0) return exponential<true>(centred, one, c);
+  if constexpr (power == 0) return exponential(centred, one, c);
   if constexpr (power == 1) return a;
   if constexpr (power == 2) return a * a;
   return (a * a) * (a * a);
@@ -86,17 +86,27 @@ inline Two without(int label, Two a) { return {without(label, a.low), without(la
 
 // `label` counts from the first of these classes.
 template <int power, bool careful, bool has_label, class V>
-KDENGINE_INLINE void add_classes(Sums<power>& sums, V s, V t, const Setting& x, int label, float* d, float* b, float* e) {
-  const Pair<V> pair = compare<careful>(s, t, x.frame, x.soft, x.constants);
-  store(d, pair.d);
-  store(b, pair.b);
-  sums.a = sums.a + folded(pair.a);
-  sums.b = sums.b + folded(pair.b);
-  sums.d = sums.d + folded(pair.d);
-  sums.q = sums.q + folded(pair.q);
+KDENGINE_INLINE void add_classes(Sums& sums, V s, V t, const Setting& x, int label, float* at_d, float* at_b,
+                                 float* at_e) {
+  V a, b, d;
+  if constexpr (careful) {
+    const Pair<V> pair = compare(s, t, x.frame, x.soft, x.constants);
+    a = pair.a, b = pair.b, d = pair.d;
+    sums.a = sums.a + folded(a);
+    sums.q = sums.q + folded(pair.q);
+  } else {
+    const QuickPair<V> pair = compare_quickly<false>(s, t, x.frame, x.soft, x.constants);
+    b = pair.b, d = pair.d;
+    sums.v = add_product(b, pair.v, sums.v);
+    if constexpr (power > 0) a = b + d;
+  }
+  store(at_d, d);
+  store(at_b, b);
+  sums.b = sums.b + folded(b);
+  sums.d = sums.d + folded(d);
   if constexpr (power != kNone) {
-    V hard = hard_exponential<power>(pair.a, s - V(x.frame.student_max), x.one, x.constants);
-    if constexpr (power == 0) store(e, hard);
+    V hard = hard_exponential<power>(a, s - V(x.frame.student_max), x.one, x.constants);
+    if constexpr (power == 0) store(at_e, hard);
     if constexpr (has_label) hard = without(label, hard);
     sums.e = sums.e + folded(hard);
   }
@@ -111,7 +121,7 @@ __attribute__((noinline)) void sum_block(const float* s, const float* t, int n, 
   const Setting setting = {soft, softening<Vec>(1), frame(Vec::all(student_max), Vec::all(teacher_max), soft),
                            constants<Vec>()};
   const Vec zero = Vec::all(0);
-  Sums<power> sums = {zero, zero, zero, zero, zero};
+  Sums sums = {zero, zero, zero, zero, zero, zero};
   const int whole = n / Two::width * Two::width;
   const int label_at = power == kNone || label < 0 || label >= whole ? whole : label / Two::width * Two::width;
   const int64_t step_s = ahead.student_size * Two::width, step_t = ahead.teacher_size * Two::width;
@@ -131,14 +141,14 @@ __attribute__((noinline)) void sum_block(const float* s, const float* t, int n, 
   }
   for (; i < n; i += Vec::width) {
     const int count = n - i < Vec::width ? n - i : Vec::width;
-    const Vec x = load_first<Vec>(s + i, count, student_max - kFar);
-    const Vec y = load_first<Vec>(t + i, count, teacher_max - kFar);
+    const Vec x = count == Vec::width ? Vec::load(s + i) : load_first<Vec>(s + i, count, student_max - kFar);
+    const Vec y = count == Vec::width ? Vec::load(t + i) : load_first<Vec>(t + i, count, teacher_max - kFar);
     add_classes<power, careful, true>(sums, x, y, setting, label - i, d + i, b + i, e + i);
   }
-  block.a = lane_sum(sums.a);
   block.b = lane_sum(sums.b);
   block.d = lane_sum(sums.d);
-  block.q = lane_sum(sums.q);
+  block.a = careful ? lane_sum(sums.a) : block.b + block.d;
+  block.q = careful ? lane_sum(sums.q) : block.d - M_LN2 * lane_sum(sums.v);
   block.e = power == kNone ? 0 : lane_sum(sums.e);
 }
 
@@ -190,7 +200,7 @@ inline void sum_classes(Row& row, Sweep& sweep, int64_t k, const Side& ahead_s, 
     const SumBlock sum = sweep.with_care ? sweep.careful : sweep.quick;
     sum(s, t, n, inside, row.terms.temperature, block, d, b, e, ahead);
     const float shift = block.student_max - block.teacher_max;
-    if (sweep.with_care || is_good(shift, row.terms.temperature, block.q, block.b)) return;
+    if (sweep.with_care || is_good(shift, row.terms.temperature, block.q, block.a, block.b)) return;
     sweep.with_care = true;
   }
 }

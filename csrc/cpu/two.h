@@ -31,6 +31,11 @@ KDENGINE_INLINE Two fma_exact(Two a, Two b, Two c) {
 }
 KDENGINE_INLINE Two max(Two a, Two b) { return {max(a.low, b.low), max(a.high, b.high)}; }
 KDENGINE_INLINE Two abs(Two a) { return {abs(a.low), abs(a.high)}; }
+KDENGINE_INLINE Two minus_abs(Two a) { return {minus_abs(a.low), minus_abs(a.high)}; }
+KDENGINE_INLINE Two select_negative(Two v, Two a, Two b) {
+  return {select_negative(v.low, a.low, b.low), select_negative(v.high, a.high, b.high)};
+}
+KDENGINE_INLINE Two against_sign(Two v, Two x) { return {against_sign(v.low, x.low), against_sign(v.high, x.high)}; }
 KDENGINE_INLINE TwoMasks less(Two a, Two b) { return {less(a.low, b.low), less(a.high, b.high)}; }
 KDENGINE_INLINE TwoMasks not_less(Two a, Two b) { return {not_less(a.low, b.low), not_less(a.high, b.high)}; }
 KDENGINE_INLINE TwoMasks equal(Two a, Two b) { return {equal(a.low, b.low), equal(a.high, b.high)}; }
@@ -45,6 +50,9 @@ KDENGINE_INLINE void store(float* p, Two a) {
   store(p + Vec::width, a.high);
 }
 
+// sum + a b, over both.
+KDENGINE_INLINE Vec add_product(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
+KDENGINE_INLINE Vec add_product(Two a, Two b, Vec sum) { return fma(a.low, b.low, fma(a.high, b.high, sum)); }
 KDENGINE_INLINE Vec folded(Vec a) { return a; }
 KDENGINE_INLINE Vec folded(Two a) { return a.low + a.high; }
 

@@ -54,6 +54,12 @@ KDENGINE_INLINE Mask equal(Vec a, Vec b) { return {_mm256_cmp_ps(a.x, b.x, _CMP_
 KDENGINE_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.x, a.x, m.bits)}; }
 KDENGINE_INLINE Vec keep(Mask m, Vec a) { return {_mm256_and_ps(m.bits, a.x)}; }
 KDENGINE_INLINE Vec drop(Mask m, Vec a) { return {_mm256_andnot_ps(m.bits, a.x)}; }
+KDENGINE_INLINE Vec minus_abs(Vec a) { return {_mm256_or_ps(_mm256_set1_ps(-0.0f), a.x)}; }
+// By the sign bit of v: a where it is set, else b; x where it is set, else -x.
+KDENGINE_INLINE Vec select_negative(Vec v, Vec a, Vec b) { return {_mm256_blendv_ps(b.x, a.x, v.x)}; }
+KDENGINE_INLINE Vec against_sign(Vec v, Vec x) {
+  return {_mm256_xor_ps(x.x, _mm256_andnot_ps(v.x, _mm256_set1_ps(-0.0f)))};
+}
 // 2^n for n in the low bits of the mantissa, biased by the exponent's offset.
 KDENGINE_INLINE Vec shifted_to_exponent(Vec n) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n.x), 23))};

@@ -51,6 +51,14 @@ KDENGINE_INLINE Mask equal(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.x, b.x, 
 KDENGINE_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.bits, b.x, a.x)}; }
 KDENGINE_INLINE Vec keep(Mask m, Vec a) { return {_mm512_maskz_mov_ps(m.bits, a.x)}; }
 KDENGINE_INLINE Vec drop(Mask m, Vec a) { return {_mm512_maskz_mov_ps((__mmask16)~m.bits, a.x)}; }
+KDENGINE_INLINE Vec minus_abs(Vec a) { return {_mm512_or_ps(_mm512_set1_ps(-0.0f), a.x)}; }
+// By the sign bit of v: a where it is set, else b; x where it is set, else -x.
+KDENGINE_INLINE Vec select_negative(Vec v, Vec a, Vec b) {
+  return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v.x)), b.x, a.x)};
+}
+KDENGINE_INLINE Vec against_sign(Vec v, Vec x) {
+  return {_mm512_xor_ps(x.x, _mm512_andnot_ps(v.x, _mm512_set1_ps(-0.0f)))};
+}
 // 2^n for n in the low bits of the mantissa, biased by the exponent's offset.
 KDENGINE_INLINE Vec shifted_to_exponent(Vec n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n.x), 23))};

@@ -175,6 +175,14 @@ template <class T>
 KDENGINE_INLINE VecOf<T> drop(MaskOf<T> m, VecOf<T> a) {
   return {(typename Register<T>::type)((typename VecOf<T>::Bits)a.x & ~m.bits)};
 }
+KDENGINE_INLINE Vec minus_abs(Vec a) {
+  return {(Register<float>::type)((Vec::Bits)a.x | (Vec::Bits)Vec::all(-0.0f).x)};
+}
+// By the sign bit of v: a where it is set, else b; x where it is set, else -x.
+KDENGINE_INLINE Vec select_negative(Vec v, Vec a, Vec b) { return choose<float>((Vec::Bits)v.x >> 31, a, b); }
+KDENGINE_INLINE Vec against_sign(Vec v, Vec x) {
+  return {(Register<float>::type)((Vec::Bits)x.x ^ (~(Vec::Bits)v.x & (Vec::Bits)Vec::all(-0.0f).x))};
+}
 // 2^n for n in the low bits of the mantissa, biased by the exponent's offset.
 KDENGINE_INLINE Vec shifted_to_exponent(Vec n) { return {(Register<float>::type)((Vec::Bits)n.x << 23)}; }
 
