@@ -55,7 +55,8 @@ struct Problem {
   PerRow soft_weight;
   PerRow hard_weight;
 
-  // Outputs, in float64 if `wide`, else float32. For Reduction::none one value per row, else one value.
+  // Outputs, in float64 if `wide`, else float32. For Reduction::none one value per row, else one value. Terms that nobody
+  // asked for are null.
   void* loss = nullptr;
   void* soft_term = nullptr;
   void* hard_term = nullptr;

@@ -11,7 +11,7 @@ def pytest_configure(config):
     """Compile the library ahead of the tests: some give a process of theirs little time, some move the cache."""
     from kdengine.ops import backend, build, library, sources, toolchain
 
-    os.environ.setdefault("KDENGINE_LIBRARIES", str(build.cache_folder()))
+    os.environ.setdefault("KDENGINE_LIBRARIES", str(build.libraries_folder()))
     is_worker = hasattr(config, "workerinput")
     if is_worker or os.environ.get(backend.VARIABLE) == "python" or library.shipped(sources.CPU) is not None:
         return

@@ -40,7 +40,7 @@ def environment() -> dict[str, str | list[str]]:
     from kdengine.api import ConfigurationError
     from kdengine.host.discovery import DISABLE_AUTOLOAD, autoload_enabled
     from kdengine.ops import backend_info
-    from kdengine.recipe.teacher import cache_folder
+    from kdengine.recipe.teacher import teachers_folder
 
     try:
         backend = backend_info()
@@ -58,7 +58,7 @@ def environment() -> dict[str, str | list[str]]:
         **implementation(backend),
         "extras": [name if extra_present(name) else f"{name} (missing)" for name in EXTRAS],
         "plugin autoload": "on" if autoload_enabled() else f"off, by {DISABLE_AUTOLOAD}",
-        "teacher cache": str(cache_folder()),
+        "teacher cache": str(teachers_folder()),
     }
 
 
@@ -72,7 +72,7 @@ def implementation(backend: BackendInfo) -> dict[str, str | list[str]]:
     facts["backend on cuda"] = backend.cuda_reason
     if backend.cuda_library is not None:
         facts["cuda library"] = f"{backend.cuda_library}, for {', '.join(f'sm_{arch}' for arch in backend.cuda_archs)}"
-    facts["library cache"] = str(build.cache_folder())
+    facts["library cache"] = str(build.libraries_folder())
     return facts
 
 

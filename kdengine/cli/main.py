@@ -136,6 +136,11 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return FAILURE, f"error: {error}"
     if isinstance(error, KDEngineError):
         return USAGE, f"error: {error}"
+    from kdengine.ops.backend import EnvironmentSettingError
+    from kdengine.ops.library import UnavailableError
+
+    if isinstance(error, EnvironmentSettingError | UnavailableError):
+        return USAGE, f"error: {error}"
     return FAILURE, (
         f"error: {type(error).__name__}: {error}\n"
         "Run again with --debug for the traceback; this is a bug in kdengine or a plugin."

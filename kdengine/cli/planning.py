@@ -29,9 +29,11 @@ def prepare(
         disabled: that neither act nor offer.
     """
     from kdengine.host import Host
+    from kdengine.ops import backend_info
     from kdengine.recipe.load import read
     from kdengine.recipe.plan import make_plan
 
+    backend_info()  # refuses what the environment asks for before anything is written
     recipe, problems = read(source, overrides)
     acting = [placed(name, source.folder) for name in recipe.plugins]
     acting += [name for given in plugins if (name := placed(given, Path())) not in acting]

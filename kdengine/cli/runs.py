@@ -129,21 +129,28 @@ def clean(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="RUN...", help="Run directories; all below runs/ when left out.")
     ] = None,
-    cache: Annotated[bool, typer.Option("--cache", help="Remove the trained teachers of the cache instead.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Remove the trained teachers and compiled libraries of the cache instead.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove the checkpoints of finished runs, or the teacher cache. Lists what would go, and asks first."""
+    """Remove the checkpoints of finished runs, or the cache. Lists what would go, and asks first."""
     from kdengine.api import ConfigurationError
+    from kdengine.ops import build
 
     if cache and runs:
         raise ConfigurationError("give run directories or --cache, not both")
-    found = list(cached_teachers()) if cache else list(checkpoints(runs))
+    found = [*cached_teachers(), *build.kept()] if cache else list(checkpoints(runs))
     if not found:
         typer.echo("nothing to remove")
         return
     for folder in found:
         typer.echo(f"{megabytes(folder):10.1f} MB  {folder}")
-    what = "trained teachers" if cache else "checkpoints of finished runs (students, records and reports stay)"
+    what = (
+        "trained teachers and compiled libraries"
+        if cache
+        else "checkpoints of finished runs (students, records and reports stay)"
+    )
     total = f"{sum(map(megabytes, found)):.1f} MB of {what}"
     if not yes:
         typer.confirm(f"Remove {total}?", abort=True)
@@ -177,9 +184,9 @@ def checkpoints(runs: list[Path] | None) -> Iterator[Path]:
 def cached_teachers() -> Iterator[Path]:
     """The directories of the teacher cache; anything else in there is left alone."""
     from kdengine.engine import rundir
-    from kdengine.recipe.teacher import cache_folder
+    from kdengine.recipe.teacher import teachers_folder
 
-    for folder in sorted(cache_folder().glob("*")):
+    for folder in sorted(teachers_folder().glob("*")):
         ours = (rundir.SUMMARY, rundir.RECORDS, rundir.CHECKPOINTS)
         if folder.is_dir() and not folder.is_symlink() and any((folder / name).exists() for name in ours):
             yield folder

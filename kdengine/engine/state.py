@@ -13,6 +13,7 @@ from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
+from kdengine.ops import backend_info
 
 
 def collect(fit: Fit) -> dict[str, Any]:
@@ -86,12 +87,14 @@ def describe(fit: Fit) -> dict[str, Any]:
 
 def fingerprint(device: torch.device) -> dict[str, Any]:
     """What bit equality depends on beside the checkpoint itself."""
+    backend = backend_info()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "torch": str(torch.__version__),
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "kd_loss": backend.isa or backend.name,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

@@ -31,6 +31,10 @@ _compiled: dict[Any, bool] = {}
 _compiled_cuda: dict[Any, bool] = {}
 
 
+class EnvironmentSettingError(ValueError):
+    """A variable of the environment has a value that is unknown, or impossible on this machine."""
+
+
 @dataclass(frozen=True)
 class BackendInfo:
     """The implementation behind `kdengine.ops.kd_loss`.
@@ -61,7 +65,7 @@ def compiled() -> bool:
 
     Raises:
         UnavailableError: `KDENGINE_BACKEND=compiled`, and the library cannot be had.
-        ValueError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has an unknown value.
+        EnvironmentSettingError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has an unknown value.
     """
     wanted = _environment.get(_variable)
     decided = _compiled.get(wanted)
@@ -75,7 +79,7 @@ def compiled_cuda() -> bool:
 
     Raises:
         UnavailableError: `KDENGINE_BACKEND=compiled`, and the library cannot be had.
-        ValueError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has an unknown value.
+        EnvironmentSettingError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has an unknown value.
     """
     wanted = _environment.get(_variable)
     decided = _compiled_cuda.get(wanted)
@@ -103,17 +107,26 @@ def _obtain(which: Library) -> bool:
         tensors = "" if which is CPU else " for CUDA tensors"
         warnings.warn(f"kd_loss uses pure PyTorch{tensors}, which is slower: {error}", stacklevel=4)
         return False
-    library.instruction_set()  # raises if KDENGINE_CPU_ISA names one that is not there
+    _instruction_set()
     return True
+
+
+def _instruction_set() -> str:
+    """That of the loaded library; it is not there if `KDENGINE_CPU_ISA` names one that the processor lacks."""
+    try:
+        return library.instruction_set()
+    except ValueError as error:
+        raise EnvironmentSettingError(str(error)) from None
 
 
 def _wanted() -> str:
     """The value of `KDENGINE_BACKEND`, checked, and that of `KDENGINE_CPU_ISA` checked as well."""
     wanted = os.environ.get(VARIABLE) or "auto"
-    check_choice(VARIABLE, wanted, ACCEPTED)
-    isa = os.environ.get(ISA_VARIABLE)
-    if isa:
-        check_choice(ISA_VARIABLE, isa, INSTRUCTION_SETS)
+    try:
+        check_choice(VARIABLE, wanted, ACCEPTED)
+        check_choice(ISA_VARIABLE, os.environ.get(ISA_VARIABLE) or "portable", INSTRUCTION_SETS)
+    except ValueError as error:
+        raise EnvironmentSettingError(str(error)) from None
     return wanted
 
 
@@ -132,7 +145,7 @@ def backend_info() -> BackendInfo:
         The name of the implementation, the reason for it, and its libraries.
 
     Raises:
-        ValueError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has a value that is unknown or impossible here.
+        EnvironmentSettingError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` is unknown or impossible here.
 
     Example:
         >>> backend_info().name in ("compiled", "python")
@@ -143,7 +156,7 @@ def backend_info() -> BackendInfo:
     found = library.loaded(CPU)
     if found is None:
         return BackendInfo("python", _why_not(CPU))
-    info = BackendInfo("compiled", f"the library {found.origin}", found.path, library.instruction_set())
+    info = BackendInfo("compiled", f"the library {found.origin}", found.path, _instruction_set())
     on_cuda = None if torch.version.cuda is None or cuda_is_off() else library.loaded(CUDA)
     if on_cuda is None:
         return replace(info, cuda_reason=f"CUDA tensors use pure PyTorch: {_why_not(CUDA)}")

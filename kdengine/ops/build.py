@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from kdengine._cache import cache_folder
 from kdengine.ops import sources, toolchain
 from kdengine.ops.sources import Library
 from kdengine.ops.toolchain import Compiler
@@ -49,17 +50,17 @@ class Tools(NamedTuple):
         return f"nvcc {self.nvcc.version} for {' '.join(f'sm_{arch}' for arch in self.architectures)}"
 
 
-def cache_folder() -> Path:
-    """Where compiled libraries are kept.
-
-    `$KDENGINE_LIBRARIES`, else `libraries` below `$KDENGINE_CACHE`, else below the user's cache folder.
-    """
+def libraries_folder() -> Path:
+    """Where compiled libraries are kept: `$KDENGINE_LIBRARIES`, else `libraries` in the cache folder."""
     named = os.environ.get("KDENGINE_LIBRARIES")
-    if named:
-        return Path(named)
-    root = os.environ.get("KDENGINE_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdengine"
-    return base / "libraries"
+    return Path(named) if named else cache_folder() / "libraries"
+
+
+def kept() -> Iterator[Path]:
+    """The folders of compiled libraries in the cache, of any sources and torch."""
+    for library in (sources.CPU, sources.CUDA):
+        for path in sorted(libraries_folder().glob(f"{library.name}-*/{library.file}")):
+            yield path.parent
 
 
 def find_tools(library: Library) -> Tools:
@@ -96,7 +97,7 @@ def _architectures() -> tuple[str, ...]:
 def place(library: Library, tools: Tools) -> Path:
     """Where the library that these tools build is kept: another one for other sources, torch or compiler."""
     made_by = sha256(tools.describe().encode()).hexdigest()[:8]
-    return cache_folder() / f"{_stem(library)}-{made_by}" / library.file
+    return libraries_folder() / f"{_stem(library)}-{made_by}" / library.file
 
 
 def _stem(library: Library) -> str:
@@ -110,7 +111,7 @@ def cached(library: Library) -> Path | None:
     try:
         found = place(library, find_tools(library))
     except BuildError:
-        others = cache_folder().glob(f"{_stem(library)}-*/{library.file}")
+        others = libraries_folder().glob(f"{_stem(library)}-*/{library.file}")
         return max(others, key=lambda path: path.stat().st_mtime, default=None)
     return found if found.is_file() else None
 

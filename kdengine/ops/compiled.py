@@ -64,7 +64,9 @@ def kd_loss(
             hard_weight = _number("hard_weights", hard_weight, rest)
         call = (labels, temperature, soft_weight, hard_weight), rest
         if torch.is_grad_enabled():  # not "if an input requires grad": under torch.func that is not visible here
-            return KDLoss.apply(student, teacher, call)  # type: ignore[no-any-return]
+            terms: list[Tensor] = []
+            loss = KDLoss.apply(student, teacher, call, terms)
+            return (loss, *terms) if return_terms else loss
         return _value(student, teacher, call)
     except Exception:
         pose(student, teacher, labels, Named(*options))
@@ -138,8 +140,11 @@ class KDLoss(torch.autograd.Function):
     """The operator in eager mode: cheaper by half than the autograd registration that tracing uses."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, call: Call) -> Tensor | Terms:
-        """Compute the value, and keep the gradients for backward."""
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, call: Call, terms: list[Tensor]) -> Tensor:
+        """Compute the value, and keep the gradients for backward.
+
+        Terms that were asked for go to a list: as further outputs they would cost half as much as the loss itself.
+        """
         usual, rest = call
         needs = ctx.needs_input_grad
         if needs != STUDENT_ONLY:
@@ -149,22 +154,18 @@ class KDLoss(torch.autograd.Function):
             loss, soft, hard, to_student, to_teacher = operator(student, teacher, *usual, **rest)
         ctx.save_for_backward(to_student, to_teacher)
         ctx.dim = rest.get("dim", -1)
-        if soft is None:
-            return loss  # type: ignore[no-any-return]
-        ctx.mark_non_differentiable(soft, hard)
-        ctx.set_materialize_grads(False)
-        return loss, soft, hard
+        if soft is not None:
+            terms += soft, hard
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients by the factor that arrives."""
         refuse_second_derivative()
         gradients = ctx.saved_tensors
-        if factor is None:
-            return None, None, None
         if factor.is_cuda:
-            return (*scaled(gradients, factor, ctx.dim, torch.ops.kdengine.scale), None)
-        return (*scaled(gradients, factor, ctx.dim), None)
+            return (*scaled(gradients, factor, ctx.dim, torch.ops.kdengine.scale), None, None)
+        return (*scaled(gradients, factor, ctx.dim), None, None)
 
 
 def _traced(

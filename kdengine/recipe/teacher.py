@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from kdengine._cache import cache_folder
 from kdengine._version import __version__
 from kdengine.engine import rundir
 from kdengine.engine.engine import Engine
@@ -92,14 +92,12 @@ def teacher_fit(
 def cached_at(plan: Plan, data: Data) -> Path:
     """The folder of the cache in which the recipe's trained teacher is, or would be."""
     assert plan.recipe.teacher is not None
-    return cache_folder() / f"{plan.recipe.teacher.use.replace(':', '-')}-{key(plan, data)}"
+    return teachers_folder() / f"{plan.recipe.teacher.use.replace(':', '-')}-{key(plan, data)}"
 
 
-def cache_folder() -> Path:
-    """Where trained teachers are kept: ``$KDENGINE_CACHE/teachers``, else below the user's cache folder."""
-    root = os.environ.get("KDENGINE_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdengine"
-    return base / "teachers"
+def teachers_folder() -> Path:
+    """Where trained teachers are kept."""
+    return cache_folder() / "teachers"
 
 
 def key(plan: Plan, data: Data) -> str:

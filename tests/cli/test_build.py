@@ -9,7 +9,7 @@ from kdengine.ops import build, toolchain
 def test_build_tells_where_the_library_lies(process):
     done = process("build", "--no-cuda")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{build.cache_folder()}/cpu-")
+    assert done.stdout.startswith(f"{build.libraries_folder()}/cpu-")
     assert "instruction set" in done.stdout
     assert "compiling" not in done.stderr  # it is there already
 

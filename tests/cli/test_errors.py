@@ -41,6 +41,16 @@ def test_bad_input_is_one_message(kd, arguments, said):
     assert not out
 
 
+@pytest.mark.parametrize("variable", ["KDENGINE_BACKEND", "KDENGINE_CPU_ISA"])
+def test_a_wrong_environment_is_refused_before_anything_is_written(kd, place, monkeypatch, variable):
+    monkeypatch.setenv(variable, "compield")
+    code, _, err = kd("run", "small.toml")
+    assert code == 2
+    assert f"{variable} must be one of" in err
+    assert "Traceback" not in err
+    assert not (place / "runs").exists()
+
+
 def test_all_problems_of_a_recipe_come_at_once_with_their_lines(kd, place):
     text = (place / "small.toml").read_text()
     text = text.replace("dropout = 0.2", "dropuot = 0.2").replace("temperature", "temprature").replace("adam", "adma")

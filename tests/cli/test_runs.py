@@ -7,6 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from kdengine.ops import sources
+
 
 @pytest.fixture
 def run(finished, place):
@@ -92,9 +94,14 @@ def test_clean_leaves_what_is_no_run_alone(kd, place):
     assert (place / "thesis" / "checkpoints").exists()
 
 
-def test_clean_cache_removes_teachers_and_nothing_else(kd, run, place, monkeypatch, teacher_cache):
+def test_clean_cache_removes_teachers_and_libraries_and_nothing_else(kd, run, place, monkeypatch, teacher_cache):
     shutil.copytree(teacher_cache, place / "cache")
     monkeypatch.setenv("KDENGINE_CACHE", str(place / "cache"))
+    monkeypatch.delenv("KDENGINE_LIBRARIES")
     (place / "cache" / "teachers" / "letters").mkdir()
+    (place / "cache" / "libraries" / "cpu-of-other-sources").mkdir(parents=True)
+    (place / "cache" / "libraries" / "cpu-of-other-sources" / sources.CPU.file).write_bytes(b"")
+    (place / "cache" / "libraries" / "cpu-notes").mkdir()
     assert kd("clean", "--cache", "--yes")[0] == 0
     assert [path.name for path in (place / "cache" / "teachers").iterdir()] == ["letters"]
+    assert [path.name for path in (place / "cache" / "libraries").iterdir()] == ["cpu-notes"]

@@ -188,14 +188,14 @@ def test_a_library_exports_nothing_and_knows_nothing_of_the_machine(used):
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     for name in ("KDENGINE_LIBRARIES", "KDENGINE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert build.cache_folder() == Path.home() / ".cache" / "kdengine" / "libraries"
+    assert build.libraries_folder() == Path.home() / ".cache" / "kdengine" / "libraries"
     for name, below in (
         ("XDG_CACHE_HOME", "kdengine/libraries"),
         ("KDENGINE_CACHE", "libraries"),
         ("KDENGINE_LIBRARIES", ""),
     ):
         monkeypatch.setenv(name, str(tmp_path / name))
-        assert build.cache_folder() == tmp_path / name / below
+        assert build.libraries_folder() == tmp_path / name / below
 
 
 def test_each_source_belongs_to_the_library_that_needs_it(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from kdengine.ops import compiled, kd_loss
+from kdengine.ops import compiled, kd_loss, registration
 
 from .test_kd_loss import GOOD, IDS, KINDS, logits, value_and_gradient
 
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("compiled_backend")
 @pytest.fixture(autouse=True)
 def _loaded():
     assert compiled.takes(torch.zeros(1, 1))
+    registration.ensure()
 
 
 def operator():

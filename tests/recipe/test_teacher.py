@@ -16,7 +16,7 @@ from kdengine.host import Host
 from kdengine.recipe.data import make_data
 from kdengine.recipe.load import Source, load
 from kdengine.recipe.plan import make_plan
-from kdengine.recipe.teacher import Teacher, cache_folder, get_teacher, key
+from kdengine.recipe.teacher import Teacher, get_teacher, key, teachers_folder
 
 from .conftest import SMALL
 
@@ -145,10 +145,10 @@ def test_without_a_teacher_there_is_none(plan_of):
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("KDENGINE_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a" / "teachers"
+    assert teachers_folder() == tmp_path / "a" / "teachers"
     monkeypatch.delenv("KDENGINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "kdengine" / "teachers"
+    assert teachers_folder() == tmp_path / "b" / "kdengine" / "teachers"
 
 
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

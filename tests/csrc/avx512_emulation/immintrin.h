@@ -73,7 +73,9 @@ inline void emulated_mm512_stream_ps(float* p, simde__m512 x) {
 #define _mm512_maskz_mov_ps simde_mm512_maskz_mov_ps
 #define _mm512_max_ps simde_mm512_max_ps
 #define _mm512_min_ps simde_mm512_min_ps
+#define _mm512_movepi32_mask simde_mm512_movepi32_mask
 #define _mm512_mul_ps simde_mm512_mul_ps
+#define _mm512_or_ps simde_mm512_or_ps
 #define _mm512_set1_epi32 simde_mm512_set1_epi32
 #define _mm512_set1_ps simde_mm512_set1_ps
 #define _mm512_shuffle_f32x4 simde_mm512_shuffle_f32x4
@@ -87,3 +89,4 @@ inline void emulated_mm512_stream_ps(float* p, simde__m512 x) {
 #define _mm512_sub_ps simde_mm512_sub_ps
 #define _mm512_unpackhi_ps simde_mm512_unpackhi_ps
 #define _mm512_unpacklo_ps simde_mm512_unpacklo_ps
+#define _mm512_xor_ps simde_mm512_xor_ps
