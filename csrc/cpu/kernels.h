@@ -57,8 +57,8 @@ void* scratch(size_t bytes);
 
 // Rows are cut into blocks of kBlock classes, and references restart every kChunk blocks: a chunk is the unit that
 // columns are spread over threads by.
-constexpr int kBlock = 1024;
-constexpr int kChunk = 32;
+constexpr int kBlock = 2048;
+constexpr int kChunk = 16;
 
 // One block: its references (maxima of the chunk up to here), its sums, and what its gradient is made of.
 struct Block {

@@ -286,6 +286,13 @@ inline WriteBlock write_block_for(const RowTerms& terms, Dtype dtype) {
   return write_block_of<float>(terms);
 }
 
+// Looks up where the pages of the block behind lie while this one is written: stores wait for that, reads ahead do not.
+inline void find_pages_behind(const Side& out) {
+  constexpr int64_t page = 4096;
+  const int64_t block = kBlock * size_of(out.dtype);
+  for (int64_t at = block; at < 2 * block; at += page) prefetch(out.data + at);
+}
+
 void write_chunk(const Job& job, const Row& row, int64_t chunk) {
   const Problem& p = *job.problem;
   const Side gradient = side_of(p.student_gradient, p.inner, row.index);
@@ -304,6 +311,7 @@ void write_chunk(const Job& job, const Row& row, int64_t chunk) {
         inside ? row.d[at + label] * block.from_d + row.b[at + label] * block.from_b + row.label_gradient : 0;
     const Side out = after(gradient, at);
     if (dense) {
+      if (job.stream) find_pages_behind(out);
       // The label's element is stored again: not around the caches, which would write its line to memory twice.
       write(row.d + at, row.b + at, e + at, block, n, job.stream && !inside, (void*)out.data);
     } else {

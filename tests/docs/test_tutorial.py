@@ -12,6 +12,7 @@ TUTORIAL = DOCS / "plugin-tutorial.md"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the shell is POSIX")
 
 
+@pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path):
     shell = Shell(tmp_path)
     output = ""
