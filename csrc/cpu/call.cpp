@@ -7,7 +7,7 @@
 namespace kdengine::cpu {
 namespace {
 
-constexpr int64_t kFewClasses = 64;
+constexpr int64_t kFewClasses = 128;
 constexpr int64_t kLargestLane = 2048;          // classes: sixteen rows' arrays stay in the caches
 constexpr int64_t kTaskElements = 16384;        // less than this is not worth a thread
 constexpr int64_t kStreamBytes = 8 << 20;       // larger gradients would only drive the rest out of the caches
