@@ -85,7 +85,7 @@ def ignore(text: str) -> None:
 def find_source(recipe: str | None, out: Path | None, *, resume: bool) -> Source:
     """The recipe that is named, or the one of the run that goes on."""
     from kdengine.api import ConfigurationError
-    from kdengine.recipe.load import Source, find
+    from kdengine.recipe.load import find, source_at
 
     if recipe is not None:
         return find(recipe)
@@ -97,7 +97,7 @@ def find_source(recipe: str | None, out: Path | None, *, resume: bool) -> Source
     stored = out / "recipe.toml"
     if not stored.is_file():
         raise ConfigurationError(f"nothing to resume: there is no {stored}")
-    return Source(str(stored), stored.read_text(encoding="utf-8"), out)
+    return source_at(stored)
 
 
 def choose_directory(name: str, out: Path | None, *, resume: bool) -> tuple[Path, bool]:

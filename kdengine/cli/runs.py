@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdengine.cli import planning, tables
+
+if TYPE_CHECKING:
+    from kdengine.recipe.load import Source
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -25,13 +28,10 @@ def evaluate(
 ) -> None:
     """Evaluate a run's student on the test set."""
     from kdengine.recipe.data import make_data
-    from kdengine.recipe.load import Source
     from kdengine.recipe.run import measure, trained_student
 
     folders = student_folders(run)
-    stored = run / "recipe.toml"
-    source = Source(str(stored), read_recipe(stored), run)
-    plan = planning.prepare(source, overrides or ())
+    plan = planning.prepare(read_recipe(run / "recipe.toml"), overrides or ())
     data = make_data(plan)
     rows: dict[str, dict[str, float | None]] = {}
     for folder in folders:
@@ -60,13 +60,14 @@ def show_metrics(rows: dict[str, dict[str, float | None]], items: int) -> None:
     typer.echo(f"on {items:,} test items")
 
 
-def read_recipe(path: Path) -> str:
+def read_recipe(path: Path) -> Source:
     """The recipe that a run directory holds."""
     from kdengine.api import CheckpointError
+    from kdengine.recipe.load import source_at
 
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is no run directory: it holds no {path.name}")
-    return path.read_text(encoding="utf-8")
+    return source_at(path)
 
 
 def student_folders(run: Path) -> list[Path]:
@@ -104,7 +105,6 @@ def export(
     file: Annotated[Path, typer.Argument(help="FILE.safetensors, or FILE.pth or FILE.pt for torch.load.")],
 ) -> None:
     """Write a run's student as a state dict."""
-    import safetensors.torch
     import torch
 
     from kdengine.api import ConfigurationError
@@ -116,10 +116,10 @@ def export(
     if folders != [run]:
         names = ", ".join(folder.name for folder in folders)
         raise ConfigurationError(f"{run} holds several students ({names}): name one, such as {folders[0]}")
+    state = rundir.read_student(run)
     if file.suffix == ".safetensors":
         files.write_bytes(file, (run / rundir.STUDENT).read_bytes())
     else:
-        state = safetensors.torch.load_file(run / rundir.STUDENT)
         with files.replacing(file) as temporary:
             torch.save(state, temporary)
     typer.echo(f"wrote {file} ({tables.amount(file.stat().st_size)})")

@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdengine._version import __version__
@@ -39,7 +40,7 @@ class Run:
 
     def student(self) -> dict[str, Tensor]:
         """The student's state dict, from ``student.safetensors``."""
-        return safetensors.torch.load_file(self.path / STUDENT)
+        return read_student(self.path)
 
 
 def load_run(path: str | Path) -> Run:
@@ -64,22 +65,40 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+    if not isinstance(summary, dict):
+        raise CheckpointError(f"{file} is damaged: expected an object, got {type(summary).__name__}")
     return summary
 
 
+def read_student(path: Path) -> dict[str, Tensor]:
+    """The state dict of a run's student.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = path / STUDENT
+    try:
+        return safetensors.torch.load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a torn last line, left by a kill, is passed over."""
+    """The records of a ``metrics.jsonl`` up to a line that is none; a kill leaves the last one torn."""
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 

@@ -40,6 +40,18 @@ def shipped() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
+def source_at(path: Path) -> Source:
+    """The recipe in a file.
+
+    Raises:
+        ConfigurationError: it is no text.
+    """
+    try:
+        return Source(str(path), path.read_text(encoding="utf-8"), path.parent)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is no recipe: expected text in UTF-8, got {error.reason}") from error
+
+
 def find(recipe: str | Path) -> Source:
     """A recipe by path, or by the name of a shipped one.
 
@@ -48,7 +60,7 @@ def find(recipe: str | Path) -> Source:
     """
     path = Path(recipe)
     if path.is_file():
-        return Source(str(path), path.read_text(encoding="utf-8"), path.parent)
+        return source_at(path)
     known = shipped()
     if str(recipe) in known:
         return Source(str(recipe), known[str(recipe)], Path())
@@ -86,7 +98,7 @@ def read(source: Source, overrides: Iterable[str] = ()) -> tuple[Recipe, list[Pr
     """
     try:
         tree = tomllib.loads(source.text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{source.title} is not valid TOML: {error}") from error
     for override in overrides:
         apply_override(tree, override)

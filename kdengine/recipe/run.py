@@ -27,7 +27,7 @@ from kdengine.engine.result import Result
 from kdengine.recipe.build import make_engine
 from kdengine.recipe.data import Data, make_data, test_loader, training_loader
 from kdengine.recipe.disagreements import write_disagreements
-from kdengine.recipe.load import Source, differences, dump, load
+from kdengine.recipe.load import differences, dump, load, source_at
 from kdengine.recipe.models import load_weights, make_model
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.teacher import Teacher, get_teacher, new_teacher, teacher_fit
@@ -95,7 +95,7 @@ def check_directory(plan: Plan, options: Options) -> None:
         return
     if not options.resume:
         raise ConfigurationError(f"{options.out} already holds a run; add --resume to go on with it")
-    before = load(Source(str(stored), stored.read_text(encoding="utf-8"), options.out))
+    before = load(source_at(stored))
     changed = differences(before, plan.recipe)
     if plan.recipe.train.epochs < before.train.epochs:
         changed.append(f"train.epochs was {before.train.epochs}, is {plan.recipe.train.epochs}, and may only grow")

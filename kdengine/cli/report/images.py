@@ -52,7 +52,7 @@ def read_samples(folder: Path) -> list[Sample]:
     try:
         table = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
         images = _load(folder / IMAGES)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         return []
     if not isinstance(table, Mapping) or not isinstance(table.get("items"), list):
         return []

@@ -161,11 +161,9 @@ def seed_folders(path: Path) -> list[Path]:
 
 
 def _summary(path: Path) -> Mapping[str, Any]:
-    summary: Any = read_summary(path)
+    summary = read_summary(path)
     if summary is None:
         raise CheckpointError(f"{path} holds no {SUMMARY}: not a run directory, or its run is not finished")
-    if not isinstance(summary, Mapping):
-        raise CheckpointError(f"{path / SUMMARY} is damaged: expected a table, got {type(summary).__name__}")
     return summary
 
 
@@ -246,7 +244,7 @@ def _seed_results(folders: Sequence[Path], monitor: str | None) -> Iterator[Seed
         return
     for folder in folders:
         summary = read_summary(folder)
-        if not isinstance(summary, Mapping):
+        if summary is None:
             continue
         models = [_model(summary.get(role)) for role in ("baseline", "student")]
         alone, distilled = (model.metrics.get(monitor) if model else None for model in models)
@@ -260,7 +258,7 @@ def _recipe(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
             text = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")
             try:
                 return text, tomllib.loads(text)
-            except tomllib.TOMLDecodeError:
+            except (tomllib.TOMLDecodeError, RecursionError):
                 return text, {}
     return "", {}
 
