@@ -161,8 +161,7 @@ void reduce(const Job& job) {
 }
 
 int64_t bytes_of(const Matrix& m, int64_t rows) {
-  const int64_t size = m.dtype == Dtype::f64 ? 8 : m.dtype == Dtype::f32 ? 4 : 2;
-  return m.data == nullptr ? 0 : rows * m.classes * size;
+  return m.data == nullptr ? 0 : rows * m.classes * size_of(m.dtype);
 }
 
 }  // namespace

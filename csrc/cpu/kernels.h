@@ -11,6 +11,9 @@
 
 namespace kdengine::cpu {
 
+// Bytes of a number.
+KDENGINE_INLINE int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+
 // What one row needs from each term.
 struct RowTerms {
   bool soft;

@@ -13,8 +13,6 @@ struct Side {
   int64_t step;  // elements
 };
 
-inline int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
-
 inline int64_t offset_of_row(const Matrix& m, int64_t inner, int64_t r) {
   return inner == 1 ? r * m.outer : r / inner * m.outer + r % inner * m.inner;
 }

@@ -18,8 +18,6 @@ bool is_zero(const char* p, Dtype dtype) {
   }
 }
 
-int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
-
 bool has_probabilities(const Problem& p, int64_t r) {
   const Matrix& m = p.probabilities;
   const int64_t size = size_of(m.dtype);

@@ -136,8 +136,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return FAILURE, f"error: {error}"
     if isinstance(error, KDEngineError):
         return USAGE, f"error: {error}"
-    from kdengine.ops.backend import EnvironmentSettingError
-    from kdengine.ops.library import UnavailableError
+    from kdengine.ops.library import EnvironmentSettingError, UnavailableError
 
     if isinstance(error, EnvironmentSettingError | UnavailableError):
         return USAGE, f"error: {error}"

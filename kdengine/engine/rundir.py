@@ -53,10 +53,19 @@ def load_run(path: str | Path) -> Run:
         CheckpointError: it is no run directory, or the run is not finished.
     """
     path = Path(path)
+    return Run(path, finished_summary(path), read_records(path / RECORDS))
+
+
+def finished_summary(path: Path) -> dict[str, Any]:
+    """A finished run's summary.
+
+    Raises:
+        CheckpointError: it is no run directory, or the run is not finished.
+    """
     summary = read_summary(path)
     if summary is None:
         raise CheckpointError(f"{path} holds no {SUMMARY}: not a run directory, or its run is not finished")
-    return Run(path, summary, read_records(path / RECORDS))
+    return summary
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import torch
 from kdengine.ops import build, library
 from kdengine.ops.arguments import check_choice
 from kdengine.ops.build import BuildError
-from kdengine.ops.library import UnavailableError
+from kdengine.ops.library import EnvironmentSettingError, UnavailableError
 from kdengine.ops.sources import CPU, CUDA, Library
 
 VARIABLE = "KDENGINE_BACKEND"
@@ -29,10 +29,6 @@ _variable: Any = os.environ.encodekey(VARIABLE) if hasattr(os.environ, "_data") 
 # What was decided for each value of the variable.
 _compiled: dict[Any, bool] = {}
 _compiled_cuda: dict[Any, bool] = {}
-
-
-class EnvironmentSettingError(ValueError):
-    """A variable of the environment has a value that is unknown, or impossible on this machine."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +103,8 @@ def _obtain(which: Library) -> bool:
         tensors = "" if which is CPU else " for CUDA tensors"
         warnings.warn(f"kd_loss uses pure PyTorch{tensors}, which is slower: {error}", stacklevel=4)
         return False
-    _instruction_set()
+    library.instruction_set()  # raises if KDENGINE_CPU_ISA names one that is not there
     return True
-
-
-def _instruction_set() -> str:
-    """That of the loaded library; it is not there if `KDENGINE_CPU_ISA` names one that the processor lacks."""
-    try:
-        return library.instruction_set()
-    except ValueError as error:
-        raise EnvironmentSettingError(str(error)) from None
 
 
 def _wanted() -> str:
@@ -156,7 +144,7 @@ def backend_info() -> BackendInfo:
     found = library.loaded(CPU)
     if found is None:
         return BackendInfo("python", _why_not(CPU))
-    info = BackendInfo("compiled", f"the library {found.origin}", found.path, _instruction_set())
+    info = BackendInfo("compiled", f"the library {found.origin}", found.path, library.instruction_set())
     on_cuda = None if torch.version.cuda is None or cuda_is_off() else library.loaded(CUDA)
     if on_cuda is None:
         return replace(info, cuda_reason=f"CUDA tensors use pure PyTorch: {_why_not(CUDA)}")

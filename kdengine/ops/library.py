@@ -12,6 +12,10 @@ from kdengine.ops.build import BuildError
 from kdengine.ops.sources import CPU, CUDA, Library
 
 
+class EnvironmentSettingError(ValueError):
+    """A variable of the environment has a value that is unknown, or impossible on this machine."""
+
+
 class UnavailableError(RuntimeError):
     """A compiled library cannot be had in this process; the message says why."""
 
@@ -99,13 +103,13 @@ def instruction_set() -> str:
     """The instruction set that the loaded library computes with.
 
     Raises:
-        ValueError: `KDENGINE_CPU_ISA` asks for one that this processor does not have, or that is unknown.
+        EnvironmentSettingError: `KDENGINE_CPU_ISA` asks for one that this processor does not have, or is unknown.
     """
     try:
         return str(torch.ops.kdengine.cpu_isa())
     except RuntimeError as error:
         told = str(error).splitlines()[0]
-        raise ValueError(told[max(told.find("KDENGINE_CPU_ISA"), 0) :]) from None
+        raise EnvironmentSettingError(told[max(told.find("KDENGINE_CPU_ISA"), 0) :]) from None
 
 
 def architectures() -> tuple[str, ...]:

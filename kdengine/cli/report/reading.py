@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdengine.api import CheckpointError
 from kdengine.cli.report.formats import looks_lower_better
 from kdengine.cli.report.records import Keys, Record, classify, curve
 from kdengine.cli.report.values import Value, integer, number, pooled, value, values
-from kdengine.engine.rundir import SUMMARY, read_records, read_summary
+from kdengine.engine.rundir import SUMMARY, finished_summary, read_records, read_summary
 
 RECIPE = "recipe.toml"
 BASELINE = "baseline"
@@ -120,7 +119,7 @@ def read_run(path: Path) -> Report:
     Raises:
         CheckpointError: it holds no summary, or a damaged one.
     """
-    summary = _summary(path)
+    summary = finished_summary(path)
     folders = seed_folders(path)
     student = _model(summary.get("student")) or Model("", {}, None, None, False)
     baseline = _model(summary.get("baseline"))
@@ -158,13 +157,6 @@ def seed_folders(path: Path) -> list[Path]:
     """The directories that hold records: one for each seed, or the run's own."""
     found = [folder for folder in path.glob("seed-*") if folder.is_dir()]
     return sorted(found, key=lambda folder: (len(folder.name), folder.name)) or [path]
-
-
-def _summary(path: Path) -> Mapping[str, Any]:
-    summary = read_summary(path)
-    if summary is None:
-        raise CheckpointError(f"{path} holds no {SUMMARY}: not a run directory, or its run is not finished")
-    return summary
 
 
 def _model(raw: Any) -> Model | None:
