@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _API = (
     "HOOK_VERSION", "Batch", "BatchTransform", "CheckpointContext", "CheckpointError", "ConfigurationError",
     "Decision", "EvaluateContext", "ExceptionContext", "FitContext", "KDEngineError", "Logger", "Loss", "Metric",
-    "Needs", "NonFiniteError", "Output", "PluginError", "Progress", "RunInfo", "Scalar", "Schedule", "StepContext",
-    "TeacherSource", "Weight", "from_callable", "hookimpl",
+    "Needs", "NonFiniteError", "Output", "PluginError", "ProcessError", "Progress", "RunInfo", "Scalar", "Schedule",
+    "StepContext", "TeacherSource", "Weight", "from_callable", "hookimpl",
 )  # fmt: skip
 
 _HOMES = {

@@ -20,6 +20,10 @@ class NonFiniteError(KDEngineError, ArithmeticError):
     """A loss term or a gradient became NaN or infinite under the policy ``raise``."""
 
 
+class ProcessError(KDEngineError):
+    """Another process of the same training failed or was lost; the message names it."""
+
+
 class PluginError(KDEngineError):
     """A plugin failed; the original exception is the cause.
 

@@ -16,10 +16,12 @@ from kdengine.engine.batching import place
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
-from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.forward import run_pair
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
+from kdengine.engine.shards import is_sharded
+from kdengine.engine.strategies import Alone, Replicated, StrategyName, unused_parameters
 from kdengine.engine.teacher import FrozenGuard
 from kdengine.host import Host
 
@@ -59,7 +61,6 @@ def make_models(
     paths = [path for need in needs for path in need.student_features]
     return Models(
         student=student,
-        model=runtime.wrap(student),
         source=source,
         teacher=modules[0] if modules else None,
         guard=guard,
@@ -133,15 +134,52 @@ def set_up_losses(
         return
     batch = place(example(), runtime.device)
     with attached(models), evaluation_mode(models.student), random.preserved(), torch.no_grad():
-        if models.teach:
-            batch.teacher = run_teacher(models, precision, batch)
-        batch.student = run_student(models, precision, batch, model=models.student)
+        run_pair(models, precision, batch)
     for loss in waiting:
         if isinstance(name := loss.projector, str):
             loss.projector = host.component("projectors", name).load()
         with random.preserved():
             loss.setup(batch)
         loss.to(objective.device, objective.dtype)
+
+
+def make_strategy(
+    name: StrategyName,
+    objective: Objective,
+    models: Models,
+    precision: Precision,
+    runtime: Runtime,
+    example: Callable[[], Batch],
+) -> Alone:
+    """Prepare the student for the processes of the runtime; one process needs nothing."""
+    if not runtime.several:
+        return Alone()
+    runtime.replicate(objective.modules)
+    if name == "fsdp":
+        from kdengine.engine import fsdp
+
+        fsdp.shard(models.student)
+        if models.average is not None:
+            fsdp.shard(models.average.module)
+        return fsdp.Sharded(models.student, objective.modules)
+    unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
+    return Replicated(models.student, objective.modules, unused=unused)
+
+
+def _leaves_out(
+    objective: Objective, models: Models, precision: Precision, runtime: Runtime, example: Callable[[], Batch]
+) -> bool:
+    """Whether the objective of an example leaves some trainable parameter without a gradient."""
+    host_batch = example()
+    masks = objective.masks(host_batch)
+    counts = objective.count(host_batch, masks)
+    batch = place(host_batch, runtime.device)
+    with attached(models), evaluation_mode(models.student), random.preserved():
+        run_pair(models, precision, batch)
+        total, _ = precision.run_loss(objective.evaluate, batch, masks, counts, counts)
+    if not total.requires_grad:
+        return True
+    return unused_parameters(total, [*models.student.parameters(), *objective.modules.parameters()])
 
 
 class attached:  # noqa: N801 - a context manager
@@ -191,6 +229,23 @@ def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
     if extra := [p for name, p in missing if name.startswith("losses.")]:
         given.add_param_group({"params": extra})
     return given
+
+
+def part_kinds(optimizer: torch.optim.Optimizer) -> None:
+    """Step shards and whole parameters of one group one by one: a fused or foreach kernel takes one kind only.
+
+    Raises:
+        ConfigurationError: the optimizer was made before the student was sharded.
+    """
+    for group in optimizer.param_groups:
+        kinds = {is_sharded(parameter) for parameter in group["params"]}
+        if len(kinds) == 2:
+            group.update({key: False for key in ("foreach", "fused") if key in group})
+    if not any(is_sharded(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+        raise ConfigurationError(
+            "the optimizer holds parameters from before the student was sharded; pass a factory: "
+            "optimizer=lambda named: ..."
+        )
 
 
 def make_lr_scheduler(given: SchedulerLike, optimizer: torch.optim.Optimizer, named: Named, steps: int) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdengine.api.batch import Batch, describe
 from kdengine.api.errors import ConfigurationError
-from kdengine.engine.loader import Indexed
+from kdengine.engine.loader import Indexed, Share, bounds
 
 LABEL_KEYS = ("labels", "label", "targets")
 _SEQUENCES = (tuple, list)
@@ -25,6 +25,8 @@ def to_batch(data: Any) -> Batch:
     """
     index = None
     if isinstance(data, Indexed):
+        if not data.counts:
+            return uncounted(to_batch(Indexed(data.data, data.index)))
         data, index = data.data, data.index
     if isinstance(data, _SEQUENCES) and 1 <= len(data) <= 3:
         inputs, labels, given = (*data, None, None)[:3]
@@ -112,15 +114,30 @@ def concatenate(window: list[Batch]) -> Batch:
     )
 
 
+def uncounted(batch: Batch) -> Batch:
+    """The batch with no item that counts: it keeps a process in step with others that have more items."""
+    nothing = torch.zeros(batch.size, dtype=torch.bool)
+    return Batch(batch.inputs, batch.labels, batch.index, nothing, size=batch.size)
+
+
+def take(batch: Batch, share: Share) -> Batch:
+    """A process's share of a batch; an uncounted item where it has none."""
+    first, last = bounds(batch.size, share)
+    part = _part(batch, first, last) if first < last else uncounted(_part(batch, 0, 1))
+    part.epoch = batch.epoch
+    return part
+
+
 def split(batch: Batch, sizes: list[int]) -> list[Batch]:
     """Undo :func:`concatenate`."""
     if len(sizes) == 1:
         return [batch]
-    bounds = [sum(sizes[:position]) for position in range(len(sizes) + 1)]
-    return [
-        Batch(*(_slice(part, first, last) for part in (batch.inputs, batch.labels, batch.index, batch.mask)))
-        for first, last in pairwise(bounds)
-    ]
+    edges = [sum(sizes[:position]) for position in range(len(sizes) + 1)]
+    return [_part(batch, first, last) for first, last in pairwise(edges)]
+
+
+def _part(batch: Batch, first: int, last: int) -> Batch:
+    return Batch(*(_slice(part, first, last) for part in (batch.inputs, batch.labels, batch.index, batch.mask)))
 
 
 def _cat(parts: list[Any]) -> Any:

@@ -23,7 +23,7 @@ from kdengine.api import (
     TeacherSource,
 )
 from kdengine.api.loss import name_losses
-from kdengine.engine import batching, loop, random, rundir, state
+from kdengine.engine import batching, loop, random, rundir, shards, state
 from kdengine.engine.assembly import (
     Classes,
     Named,
@@ -33,6 +33,8 @@ from kdengine.engine.assembly import (
     make_lr_scheduler,
     make_models,
     make_optimizer,
+    make_strategy,
+    part_kinds,
     set_up_losses,
     trainable,
     waits_for_metric,
@@ -42,12 +44,13 @@ from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models, NonFinitePolicy, Settings
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.ledger import Flag, Ledger, Means
-from kdengine.engine.loggers import LoggerLike, make_loggers
+from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
 from kdengine.engine.metrics import MetricLike, make_metrics
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision, PrecisionName
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
+from kdengine.engine.strategies import STRATEGIES, StrategyName
 from kdengine.engine.teacher import as_source
 from kdengine.engine.update import by_kind
 from kdengine.host import Host
@@ -82,6 +85,8 @@ class Engine:
         nonfinite: what to do when a loss or gradient is not finite: ``raise``, ``skip`` the update, or
             ``rollback`` to the last checkpoint.
         device: ``auto`` (cuda, mps, cpu) or a device.
+        strategy: what the processes that ``torchrun`` starts do with the student: ``ddp`` keeps a copy in each,
+            ``fsdp`` a shard. One process needs neither.
         seed: seeds every generator at the start of a fit; None leaves them alone.
         batch: reads a loader's item as a :class:`~kdengine.Batch`, when it is of no known form.
         output: reads a model's output as logits, when it is of no known form.
@@ -127,6 +132,7 @@ class Engine:
         classes: Classes = None,
         nonfinite: NonFinitePolicy = "raise",
         device: str | torch.device = "auto",
+        strategy: StrategyName = "ddp",
         seed: int | None = None,
         batch: Callable[[Any], Batch] | None = None,
         output: Callable[[Any], Tensor] | None = None,
@@ -159,6 +165,9 @@ class Engine:
         self.trace_hooks = trace_hooks
         self.hook_times: list[Any] = []
         self.runtime = Runtime(device)
+        if strategy not in STRATEGIES:
+            raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+        self.strategy: StrategyName = strategy
         self.precision_name: PrecisionName = precision
         self._to_batch = batch or batching.to_batch
         self._find_logits = output or batching.find_logits
@@ -188,6 +197,7 @@ class Engine:
         *,
         epochs: int,
         steps_per_epoch: int | None = None,
+        sharded: bool = False,
         resume: Resume = None,
     ) -> Result:
         """Train for a number of epochs.
@@ -197,6 +207,7 @@ class Engine:
             evaluation: a loader for the engine's metrics, or ``fn(student) -> {name: number}``.
             epochs: passes over the loader.
             steps_per_epoch: optimizer steps per epoch, for a loader without a length.
+            sharded: says, under several processes, that a loader of your own gives each process its own batches.
             resume: ``"auto"`` goes on from the run directory's last checkpoint where there is one; True insists on
                 one; None refuses a run directory that has been used.
 
@@ -210,15 +221,31 @@ class Engine:
         """
         if epochs < 1:
             raise ConfigurationError(f"epochs must be at least 1, got {epochs}")
-        if self.out is not None:
-            rundir.claim(self.out, resume=bool(resume))
-        feed = Feed(train_loader, self.accumulate, self._to_batch, steps_per_epoch)
+        self._claim(resume)
+        feed = self._feed(train_loader, steps_per_epoch, sharded=sharded)
         fit = self.assemble(feed, evaluation, epochs)
         self._fit = fit
         with attached(fit.models):
             self._enter(fit, resume)
             self._train(fit)
         return self._conclude(fit)
+
+    def _claim(self, resume: Resume) -> None:
+        if (out := self.out) is not None:
+            self.runtime.processes.on_main(lambda: rundir.claim(out, resume=bool(resume)))
+
+    def _feed(self, loader: Iterable[Any], steps_per_epoch: int | None = None, *, sharded: bool = False) -> Feed:
+        feed = Feed(
+            loader,
+            self.accumulate,
+            self._to_batch,
+            steps_per_epoch,
+            processes=self.runtime.processes,
+            sharded=sharded,
+        )
+        if self.batch_transforms:
+            feed.read_whole()
+        return feed
 
     def assemble(
         self,
@@ -231,12 +258,18 @@ class Engine:
             raise ConfigurationError("training needs an optimizer: Engine(optimizer=lambda named: ...)")
         if self.seed is not None:
             random.seed_all(self.seed, self.settings.name)
+        self.runtime.replicate(self.runtime.place(self.student))
         models, objective, precision = self._models(feed.example)
+        strategy = make_strategy(self.strategy, objective, models, precision, self.runtime, feed.example)
         self.student.train()
         named = trainable(self.student, objective)
         optimizer = make_optimizer(self.optimizer, named)
+        if strategy.shards:
+            part_kinds(optimizer)
         steps = epochs * feed.steps_per_epoch
         lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps)
+        if self.seed is not None and not self.runtime.is_main:
+            random.seed_all(self.seed, self.settings.name, self.runtime.processes.rank)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         calls = self.host.dispatch(trace=self.trace_hooks)
         context = FitContext(
@@ -261,24 +294,30 @@ class Engine:
             kinds=by_kind(parameters),
             precision=precision,
             runtime=self.runtime,
+            strategy=strategy,
             transforms=self.batch_transforms,
             feed=feed,
             evaluation=evaluation,
             metrics=self.metrics,
             calls=calls,
             stateful=calls.stateful,
-            loggers=make_loggers(self.loggers, self.host, records=self.out is not None),
+            loggers=self._loggers(),
             epochs=epochs,
             steps=steps,
             out=self.out,
             context=context,
             step_context=StepContext(context),
-            ledger=Ledger(self.runtime.device),
+            ledger=Ledger(self.runtime),
             interval=Means(objective.names),
             epoch_means=Means(objective.names),
             to_batch=self._to_batch,
             found=Flag(self.runtime.device),
         )
+
+    def _loggers(self) -> Loggers:
+        if not self.runtime.is_main:
+            return Loggers({})
+        return make_loggers(self.loggers, self.host, records=self.out is not None)
 
     def _models(self, example: Callable[[], Batch]) -> tuple[Models, Objective, Precision]:
         objective = Objective(self.losses, self.weights)
@@ -321,7 +360,10 @@ class Engine:
                 fit.models.guard.confirm()
             status = "stopped" if fit.stopping else "finished"
         except BaseException as error:
-            self._report(fit, error)
+            explained = self.runtime.processes.explain(error)
+            self._report(fit, explained)
+            if explained is not error:
+                raise explained from error
             raise
         finally:
             fit.optimizer.zero_grad()
@@ -352,35 +394,44 @@ class Engine:
             status="stopped" if fit.stopping else "finished",
             out=self.out,
         )
-        if self.out is not None and not _is_summary_of(rundir.read_summary(self.out), fit, result):
-            self._write(fit, result, self.out)
+        if (out := self.out) is not None:
+            self._write(fit, result, out)
         return result
 
     def _write(self, fit: Fit, result: Result, out: Path) -> None:
+        """Export the student and write the summary, unless they are there already."""
         trained = self.student if fit.models.average is None else fit.models.average.module
-        rundir.export_student(out / rundir.STUDENT, trained, {"kdengine.student": type(self.student).__name__})
+        weights = {name: shards.whole(tensor) for name, tensor in trained.state_dict().items()}
+
+        def write() -> None:
+            if _is_summary_of(rundir.read_summary(out), fit, result):
+                return
+            name = shards.class_name(self.student)
+            rundir.export_student(out / rundir.STUDENT, weights, {"kdengine.student": name})
+            rundir.write_summary(out, self._summary(fit, result))
+
+        self.runtime.processes.on_main(write)
+
+    def _summary(self, fit: Fit, result: Result) -> dict[str, Any]:
         teachers = fit.context.teacher
-        rundir.write_summary(
-            out,
-            {
-                "status": result.status,
-                "teacher": {"metrics": {}, "parameters": sum(map(rundir.count_parameters, teachers)), "seconds": None}
-                if teachers
-                else None,
-                "baseline": None,
-                "student": {
-                    "metrics": result.metrics,
-                    "parameters": rundir.count_parameters(self.student),
-                    "seconds": result.seconds,
-                },
-                "best": result.best,
-                "steps": result.steps,
-                "epochs": fit.epochs,
-                "skipped": result.skipped,
-                "seed": self.seed,
-                **rundir.provenance(self.host.versions()),
+        return {
+            "status": result.status,
+            "teacher": {"metrics": {}, "parameters": sum(map(rundir.count_parameters, teachers)), "seconds": None}
+            if teachers
+            else None,
+            "baseline": None,
+            "student": {
+                "metrics": result.metrics,
+                "parameters": rundir.count_parameters(self.student),
+                "seconds": result.seconds,
             },
-        )
+            "best": result.best,
+            "steps": result.steps,
+            "epochs": fit.epochs,
+            "skipped": result.skipped,
+            "seed": self.seed,
+            **rundir.provenance(self.host.versions()),
+        }
 
     def train_step(self, micro_batches: Sequence[Any]) -> dict[str, float]:
         """One optimizer step over micro-batches, in someone's own loop.
@@ -395,7 +446,15 @@ class Engine:
             ``loss`` and each term's mean; on an accelerator those of the step before (empty at first).
         """
         if self._fit is None:
-            self._fit = self.assemble(Feed(micro_batches, len(micro_batches), self._to_batch, steps_per_epoch=1))
+            feed = Feed(
+                micro_batches,
+                len(micro_batches),
+                self._to_batch,
+                steps_per_epoch=1,
+                processes=self.runtime.processes,
+                sharded=True,
+            )
+            self._fit = self.assemble(feed)
         fit = self._fit
         fit.interval.clear()
         with attached(fit.models):

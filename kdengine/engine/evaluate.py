@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kdengine.api import Batch, ConfigurationError, EvaluateContext, Metric
+from kdengine.api import Batch, ConfigurationError, EvaluateContext, Metric, Output
 from kdengine.engine import random
 from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
@@ -44,6 +44,9 @@ def measure(
 ) -> dict[str, float | None]:
     """Every metric over every batch of a loader.
 
+    Several processes share each batch of a :func:`kdengine.loader`, and every one of them then has the logits, labels
+    and index of all: the metrics are those of one process. Any other loader is read whole by each of them.
+
     Args:
         loader: yields what a training loader would.
         metrics: metric by name.
@@ -57,21 +60,39 @@ def measure(
     teach = any(metric.needs_teacher for metric in metrics.values())
     for metric in metrics.values():
         metric.reset()
+    pooled = runtime.several and isinstance(loader, Loader)
     batches = 0
     with random.preserved(), evaluation_mode(student), torch.no_grad():
-        for item in loader.batches(epoch=0) if isinstance(loader, Loader) else loader:
+        for item in loader.batches(0, share=runtime.share) if isinstance(loader, Loader) else loader:
             batch = place(to_batch(item), runtime.device)
             if teach:
                 batch.teacher = run_teacher(models, precision, batch, features=False)
             batch.student = run_student(models, precision, batch, model=student, features=False)
             if teach and models.align is not None:
                 models.align(batch)
+            seen = pool(batch, runtime) if pooled else batch
             for metric in metrics.values():
-                metric.update(batch)
+                metric.update(seen)
             batches += 1
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
     return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def pool(batch: Batch, runtime: Runtime) -> Batch:
+    """The logits, labels and index of all processes' shares of a batch; without inputs and features."""
+    rows = batch.size if batch.mask is None else 0  # an item that only keeps a process busy counts nowhere
+
+    def gather(part: Tensor | None) -> Tensor | None:
+        return None if part is None else runtime.gather_rows(part[:rows])
+
+    logits = runtime.gather_rows(batch.student.logits[:rows])
+    pooled = Batch(None, gather(batch.labels), gather(batch.index), size=len(logits))
+    pooled.student = Output(logits, logits, module=batch.student.module)
+    if batch.has_teacher:
+        taught = runtime.gather_rows(batch.teacher.logits[:rows])
+        pooled.teacher = Output(taught, taught, module=batch.teacher.module)
+    return pooled
 
 
 def evaluate(fit: Fit) -> dict[str, float | None]:
@@ -83,6 +104,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
             values = {name: _number(value) for name, value in fit.evaluation(model).items()}
+        values = fit.runtime.processes.share(values)[0]  # decisions follow: the same in every process
     else:
         assert fit.evaluation is not None
         values = measure(

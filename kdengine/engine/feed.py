@@ -8,7 +8,9 @@ from typing import Any
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.engine import random
-from kdengine.engine.loader import Loader
+from kdengine.engine.batching import take, uncounted
+from kdengine.engine.loader import WHOLE, Loader, Share
+from kdengine.engine.processes import ALONE, Processes
 
 
 class Feed:
@@ -18,11 +20,17 @@ class Feed:
     epoch is replayed from the random state that the epoch started with, and the batches already consumed are read
     and dropped.
 
+    Among several processes, each takes its share of every batch of a ``Loader``. Another loader gives every process
+    its own batches (a ``DistributedSampler``, or files of its own); where one has fewer than the others, a batch
+    that counts nowhere keeps it in step.
+
     Args:
         loader: what the user gave to ``fit``.
         accumulate: micro-batches per optimizer step.
         to_batch: reads a loader's item as a batch.
         steps_per_epoch: optimizer steps per epoch of a loader without a length.
+        processes: the processes that train together.
+        sharded: whether a loader that does not say so gives every process batches of its own.
     """
 
     def __init__(
@@ -31,9 +39,16 @@ class Feed:
         accumulate: int,
         to_batch: Callable[[Any], Batch],
         steps_per_epoch: int | None = None,
+        *,
+        processes: Processes = ALONE,
+        sharded: bool = False,
     ) -> None:
         if accumulate < 1:
             raise ConfigurationError(f"accumulate must be at least 1, got {accumulate}")
+        self.processes = processes
+        self.share: Share = (processes.rank, processes.world)
+        if processes.world > 1 and not (sharded or isinstance(loader, Loader)):
+            check_sharded(loader, processes.world)
         self.loader = loader
         self.accumulate = accumulate
         self.to_batch = to_batch
@@ -52,7 +67,23 @@ class Feed:
             ) from None
         if batches == 0:
             raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch: its length is 0")
-        return -(-batches // self.accumulate)
+        (steps,) = self.processes.largest([-(-batches // self.accumulate)])
+        return steps
+
+    def read_whole(self) -> None:
+        """Let every process read whole batches: what batch transforms draw depends on all items of a step."""
+        if isinstance(self.loader, Loader):
+            self.share = WHOLE
+
+    def transform_seed(self, seed: int) -> tuple[int | str, ...]:
+        """Seeds what batch transforms draw: the same in every process that reads whole batches."""
+        rank = () if self.share == WHOLE else (self.processes.rank,)
+        return (seed, "batch", *rank)
+
+    def take_share(self, window: list[Batch]) -> list[Batch]:
+        """This process's part of batches that it has read whole."""
+        own: Share = (self.processes.rank, self.processes.world)
+        return window if self.share == own else [take(batch, own) for batch in window]
 
     @property
     def exact(self) -> bool:
@@ -63,11 +94,22 @@ class Feed:
         """The windows of one epoch from micro-batch ``start`` on; ``start`` is the first of a window."""
         stream = self._stream(epoch, start)
         count = start // self.accumulate
-        while count < self.steps_per_epoch and (window := list(islice(stream, self.accumulate))):
+        while count < self.steps_per_epoch and (window := self._window(stream, epoch)):
             count += 1
-            yield [self._read(item, epoch) for item in window]
+            yield window
         if count == 0:
             raise ConfigurationError(f"the loader {type(self.loader).__name__} yielded no batch in epoch {epoch + 1}")
+
+    def _window(self, stream: Iterator[Any], epoch: int) -> list[Batch]:
+        """The next micro-batches of a step, as many as any process has; none at the epoch's end."""
+        window = [self._read(item, epoch) for item in islice(stream, self.accumulate)]
+        if self.processes.world == 1 or self.exact:
+            return window
+        (longest,) = self.processes.largest([len(window)])
+        if len(window) < longest:
+            idle = uncounted(window[-1] if window else self.example())
+            window += [idle] * (longest - len(window))
+        return window
 
     def _read(self, item: Any, epoch: int) -> Batch:
         batch = self.to_batch(item)
@@ -76,7 +118,7 @@ class Feed:
 
     def _stream(self, epoch: int, start: int) -> Iterator[Any]:
         if isinstance(self.loader, Loader):
-            return self.loader.batches(epoch, start)
+            return self.loader.batches(epoch, start, self.share)
         return self._foreign(epoch, start)
 
     def _foreign(self, epoch: int, start: int) -> Iterator[Any]:
@@ -102,3 +144,19 @@ class Feed:
             for item in self.loader:
                 return self.to_batch(item)
         raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch")
+
+
+def check_sharded(loader: Iterable[Any], world: int) -> None:
+    """Refuse a loader that would give every process the same batches.
+
+    Raises:
+        ConfigurationError: nothing says that it gives each process a part.
+    """
+    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+        if getattr(sampler, "num_replicas", None) == world:
+            return
+    raise ConfigurationError(
+        f"{world} processes train together, and nothing says that the loader {type(loader).__name__} gives each its "
+        "own part of the data: use kdengine.loader(dataset, ...), which splits every batch, or a DataLoader with "
+        "torch.utils.data.DistributedSampler; where each process reads data of its own, say so by fit(sharded=True)"
+    )

@@ -19,6 +19,7 @@ from kdengine.engine.loggers import Loggers
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
+from kdengine.engine.strategies import Alone
 from kdengine.engine.teacher import FrozenGuard
 from kdengine.host import Dispatch
 
@@ -56,7 +57,6 @@ class Models:
 
     Attributes:
         student: the module that the user gave.
-        model: the student as it is called (wrapped by the runtime).
         source: the teacher's source, or None.
         teacher: the source's first live module, or None.
         guard: watches the frozen teacher, or None.
@@ -69,7 +69,6 @@ class Models:
     """
 
     student: nn.Module
-    model: nn.Module
     source: TeacherSource | None
     teacher: nn.Module | None
     guard: FrozenGuard | None
@@ -95,6 +94,7 @@ class Fit:
     kinds: list[list[nn.Parameter]]
     precision: Precision
     runtime: Runtime
+    strategy: Alone
     transforms: list[BatchTransform]
     feed: Feed
     evaluation: Callable[[nn.Module], Mapping[str, Any]] | Iterable[Any] | None
@@ -129,10 +129,16 @@ class Fit:
         return Progress(self.position.step, self.steps, self.position.epoch, self.epochs, metrics)
 
     def decide(self, decisions: Iterable[Decision]) -> bool:
-        """Note what controllers decided, every process the same; True when one said to skip."""
+        """Note what controllers decided; True when one, in any process, said to skip."""
         skip = False
         for decision in decisions:
             skip |= decision is Decision.SKIP
             self.stopping |= decision is Decision.STOP
             self.saving |= decision is Decision.SAVE
-        return skip
+        return self.runtime.any(skip)
+
+    def agree(self) -> None:
+        """Do what any process decided: stop, or write a checkpoint."""
+        if self.runtime.several:
+            stopping, saving = self.runtime.processes.largest([self.stopping, self.saving])
+            self.stopping, self.saving = bool(stopping), bool(saving)

@@ -26,6 +26,15 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     return Output(output, models.find_logits(output), captured, models.teacher)
 
 
+def run_pair(models: Models, precision: Precision, batch: Batch) -> None:
+    """Teacher, where losses need it, and student, as losses see them; their outputs end up on the batch."""
+    if models.teach:
+        batch.teacher = run_teacher(models, precision, batch)
+    batch.student = run_student(models, precision, batch)
+    if models.align is not None and models.teach:
+        models.align(batch)
+
+
 def run_student(
     models: Models, precision: Precision, batch: Batch, *, model: nn.Module | None = None, features: bool = True
 ) -> Output:
@@ -35,10 +44,10 @@ def run_student(
         models: the models of a fit.
         precision: how they compute.
         batch: its inputs are read.
-        model: called in the student's place: the same module wrapped, or its moving average.
+        model: called in the student's place: its moving average, or the same module as a foreign loop wrapped it.
         features: whether the features that losses ask for must arrive; an evaluation wants none.
     """
-    output = precision.run_model(call_model, models.model if model is None else model, batch.inputs)
+    output = precision.run_model(call_model, models.student if model is None else model, batch.inputs)
     captured = None if models.student_features is None else _captured(models.student_features, features)
     return Output(output, models.find_logits(output), captured, models.student)
 

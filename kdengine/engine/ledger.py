@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdengine.engine.runtime import Runtime
+
 
 class StepReport(NamedTuple):
     """What one optimizer step was worth, on the host.
@@ -49,12 +51,14 @@ class Ledger:
     """Collects the detached shares of one step's micro-batches and reads them back.
 
     On the CPU a step's report is there at once. On an accelerator the values are copied asynchronously and the
-    report comes one step late, so that the host never waits for the step in flight.
+    report comes one step late, so that the host never waits for the step in flight. Several processes sum their
+    shares first.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.late = device.type == "cuda"
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.device = runtime.device
+        self.late = self.device.type == "cuda"
         self._shares: list[Tensor] = []
         self._weights: Sequence[float] = ()
         self._pending: tuple[int, Sequence[float], Tensor, torch.cuda.Event] | None = None
@@ -74,10 +78,14 @@ class Ledger:
         """
         shares, self._shares = self._shares, []
         if not self.late:
-            return _report(step, self._weights, [share.item() for share in shares], float(scale), found.take())
+            seen = [share.item() for share in shares]
+            if self.runtime.several:
+                seen = self.runtime.sum_values(torch.tensor(seen, dtype=torch.float64)).tolist()
+            return _report(step, self._weights, seen, float(scale), found.take())
         previous = self.flush()
         scale = torch.as_tensor(scale, device=self.device)
-        values = torch.stack([*(share.float() for share in shares), scale, found.tensor])
+        summed = self.runtime.sum_values(torch.stack([share.float() for share in shares]))
+        values = torch.cat([summed, torch.stack([scale, found.tensor])])
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,26 @@ from kdengine.engine import random
 Key = tuple[int, int]
 """(epoch, index): what a sampler yields."""
 
+Share = tuple[int, int]
+"""(rank, world): which part of every batch a process takes."""
+
+WHOLE: Share = (0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """Collated data and the positions of its items in the data set."""
+    """Collated data and the positions of its items in the data set.
+
+    Attributes:
+        data: what the collate function made.
+        index: positions in the data set.
+        counts: whether the items count; not those of a process that has no item of a small batch, and gets one to
+            keep it busy.
+    """
 
     data: Any
     index: Tensor
+    counts: bool = True
 
 
 class SeededDataset(Dataset[Any]):
@@ -58,8 +71,21 @@ class SeededDataset(Dataset[Any]):
         return self.dataset[position]
 
 
+def bounds(items: int, share: Share) -> tuple[int, int]:
+    """The first item of a share of a batch, and the first after it.
+
+    >>> [bounds(7, (rank, 3)) for rank in range(3)]
+    [(0, 2), (2, 4), (4, 7)]
+    """
+    rank, world = share
+    return items * rank // world, items * (rank + 1) // world
+
+
 class EpochBatches:
-    """Batch sampler: lists of (epoch, index), in an order that depends on (seed, epoch) only."""
+    """Batch sampler: lists of (epoch, index), in an order that depends on (seed, epoch) only.
+
+    Several processes split every batch: what all of them yield together is what one would yield.
+    """
 
     def __init__(self, items: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool) -> None:
         self.items = items
@@ -69,6 +95,7 @@ class EpochBatches:
         self.drop_last = drop_last
         self.epoch = 0
         self.start = 0
+        self.share = WHOLE
 
     def __len__(self) -> int:
         full, rest = divmod(self.items, self.batch_size)
@@ -79,8 +106,14 @@ class EpochBatches:
         if self.shuffle:
             order = torch.randperm(self.items, generator=random.generator(self.seed, "order", self.epoch)).tolist()
         for batch in range(self.start, len(self)):
-            first = batch * self.batch_size
-            yield [(self.epoch, position) for position in order[first : first + self.batch_size]]
+            begin = batch * self.batch_size
+            first, last = bounds(self.size(batch), self.share)
+            chosen = order[begin + first : begin + max(last, first + 1)]  # an item to keep busy where there is none
+            yield [(self.epoch, position) for position in chosen]
+
+    def size(self, batch: int) -> int:
+        """Items of a batch over all processes."""
+        return min(self.batch_size, self.items - batch * self.batch_size)
 
 
 class Loader:
@@ -121,10 +154,15 @@ class Loader:
     def __len__(self) -> int:
         return len(self.order)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Indexed]:
-        """The batches of one epoch, from batch ``start`` on."""
-        self.order.epoch, self.order.start = epoch, start
-        return iter(self._loader)
+    def batches(self, epoch: int, start: int = 0, share: Share = WHOLE) -> Iterator[Indexed]:
+        """The batches of one epoch from batch ``start`` on, or a share of each."""
+        self.order.epoch, self.order.start, self.order.share = epoch, start, share
+        return iter(self._loader) if share == WHOLE else self._shares(iter(self._loader), start, share)
+
+    def _shares(self, stream: Iterator[Indexed], start: int, share: Share) -> Iterator[Indexed]:
+        for batch, item in enumerate(stream, start):
+            first, last = bounds(self.order.size(batch), share)
+            yield replace(item, counts=first < last)
 
     def example(self) -> Indexed:
         """The first items of the data set as a batch, read in this process."""

@@ -63,6 +63,7 @@ def run_epoch(fit: Fit) -> None:
     clock = Clock()
     for window in fit.feed.windows(position.epoch, position.batch):
         train_step(fit, window)
+        fit.agree()
         position.batch += len(window)
         clock.items += sum(batch.size for batch in window)
         if position.step % fit.settings.log_every == 0:
@@ -107,9 +108,10 @@ def prepare(fit: Fit, window: list[Batch]) -> list[Batch]:
     """Batch transforms over the whole step's batch, then the ``batch`` hook on each micro-batch, on the host."""
     if fit.transforms:
         whole = concatenate(window)
+        seed = fit.feed.transform_seed(fit.settings.seed)
         for position, transform in enumerate(fit.transforms):
-            whole = transform(whole, random.generator(fit.settings.seed, "batch", position, fit.position.step))
-        window = split(whole, [batch.size for batch in window])
+            whole = transform(whole, random.generator(*seed, position, fit.position.step))
+        window = fit.feed.take_share(split(whole, [batch.size for batch in window]))
     if fit.calls.batch is not None:
         context = fit.step_context
         for micro, batch in enumerate(window):
@@ -129,9 +131,10 @@ def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> No
     if fit.models.guard is not None:
         fit.models.guard.check()
     for micro in range(len(window) - 1):
-        with fit.runtime.accumulate():
+        with fit.strategy.accumulate():
             differentiate(fit, micro, window[micro], masks[micro], counts[micro], divisors, scale)
     differentiate(fit, len(window) - 1, window[-1], masks[-1], counts[-1], divisors, scale)
+    fit.strategy.complete()
     fit.sample = window[-1]
 
 
@@ -147,13 +150,26 @@ def differentiate(
     """Forward and backward of one micro-batch."""
     objective = fit.objective
     batch = place(host_batch, fit.runtime.device)
-    run_models(fit, micro, batch)
-    total, shares = fit.precision.run_loss(objective.evaluate, batch, masks, counts, divisors, scale)
+    total, shares = fit.strategy.forward(evaluate_objective, fit, micro, batch, masks, counts, divisors, scale)
     if fit.calls.loss_terms is not None:
         fit.step_context.terms = dict(zip(objective.names, shares, strict=True))
         fit.calls.loss_terms(fit.step_context)
     total.backward()  # type: ignore[no-untyped-call]
     fit.ledger.add(shares, objective.term_weights)
+
+
+def evaluate_objective(
+    fit: Fit,
+    micro: int,
+    batch: Batch,
+    masks: Masks,
+    counts: Sequence[int],
+    divisors: Sequence[int],
+    scale: Tensor | float,
+) -> tuple[Tensor, list[Tensor]]:
+    """The scalar to differentiate for one micro-batch, and each term's share of it."""
+    run_models(fit, micro, batch)
+    return fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, divisors, scale)
 
 
 def run_models(fit: Fit, micro: int, batch: Batch) -> None:
@@ -218,7 +234,7 @@ def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
     """Evaluate, sample the terms' gradient shares, log both, and tell a scheduler that waits for a metric."""
     values = evaluate(fit)
     record: dict[str, float | None] = {"epoch": fit.position.epoch + 1, **values}
-    if fit.settings.gradient_shares and fit.sample is not None:
+    if fit.settings.gradient_shares and fit.sample is not None and not fit.strategy.shards:
         shares = gradient_shares(fit, place(fit.sample, fit.runtime.device))
         record.update({f"gradient_share.{name}": share for name, share in shares.items()})
     fit.loggers.log(record, step=fit.position.step, kind="evaluate")

@@ -130,9 +130,9 @@ def claim(out: Path, *, resume: bool) -> None:
         files.sweep(folder)
 
 
-def export_student(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a module's state dict as plain safetensors; tied tensors are written once each."""
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+def export_student(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict as plain safetensors; tied tensors are written once each."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     files.write_bytes(path, _in_order(safetensors.torch.save(state, {"format": "pt", **(metadata or {})})))
 
 

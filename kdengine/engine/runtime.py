@@ -1,68 +1,89 @@
-"""The seam between the loop and where it runs; this version holds one process on one device.
-
-The loop asks for everything that differs between one process and several here and nowhere else: placing and
-wrapping models, delaying gradient sums, summing counts, agreeing on decisions, ending.
-"""
+"""Where a fit runs: its device, and the processes that it shares the work with."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from kdengine.api.errors import ConfigurationError
+from kdengine.engine.loader import Share
+from kdengine.engine.processes import Processes, join
 
 
 class Runtime:
-    """One process on one device.
+    """A device, and the processes that train together.
+
+    Args:
+        device: ``auto`` (cuda, mps, cpu) or a device.
 
     Attributes:
         device: where models and batches live.
-        rank: this process among ``world``.
-        world: number of processes.
     """
 
-    rank = 0
-    world = 1
-
     def __init__(self, device: str | torch.device = "auto") -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigurationError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this version of kdengine trains in one process; "
-                "start it without torchrun"
-            )
         self.device = choose_device(device)
+
+    @cached_property
+    def processes(self) -> Processes:
+        """The processes of this training, which meet when a fit or an evaluation begins."""
+        return join()
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several processes."""
+        return self.processes.world > 1
+
+    @property
+    def share(self) -> Share:
+        """Which part of a batch this process takes."""
+        return self.processes.rank, self.processes.world
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to people."""
-        return self.rank == 0
+        return self.processes.is_main
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device."""
         return module.to(self.device)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Wrap the student for gradient sums; the module itself when there is one process."""
-        return module
-
-    def accumulate(self) -> AbstractContextManager[None]:
-        """Context of every micro-batch but a step's last, which alone sums gradients over processes."""
-        return nullcontext()
+    def replicate(self, module: nn.Module) -> None:
+        """Give every process the main one's parameters and buffers."""
+        if self.several:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), src=0)
 
     def sum_counts(self, counts: Sequence[int]) -> Sequence[int]:
         """Sum each count over processes."""
-        return counts
+        if not self.several:
+            return counts
+        return [sum(column) for column in zip(*self.processes.gather(counts), strict=True)]
 
-    def agree(self, decision: bool) -> bool:
+    def sum_values(self, values: Tensor) -> Tensor:
+        """Sum a small tensor over processes, in place and without a look at it from the host."""
+        if self.several:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, decision: bool) -> bool:
         """Whether any process decided so."""
-        return decision
+        return decision if not self.several else bool(self.processes.largest([decision])[0])
 
-    def end(self) -> None:
-        """Leave: nothing to do for one process."""
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of every process, in the order of their ranks; a process may have none."""
+        if not self.several:
+            return rows
+        sizes = [size for (size,) in self.processes.gather([len(rows)])]
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        every = rows.new_empty(len(sizes) * len(padded), *rows.shape[1:])
+        dist.all_gather_into_tensor(every, padded)
+        return torch.cat([part[:size] for part, size in zip(every.chunk(len(sizes)), sizes, strict=True)])
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -81,5 +102,5 @@ def choose_device(device: str | torch.device) -> torch.device:
             ) from error
         return chosen
     if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

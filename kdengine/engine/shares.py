@@ -9,7 +9,7 @@ from kdengine.api import Batch
 from kdengine.engine import random
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.fit import Fit
-from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.forward import run_pair
 
 
 def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
@@ -21,9 +21,7 @@ def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
     parameters = [p for p in fit.models.student.parameters() if p.requires_grad]
     names = fit.objective.names
     with random.preserved(), evaluation_mode(fit.models.student):
-        if fit.models.teach:
-            batch.teacher = run_teacher(fit.models, fit.precision, batch)
-        batch.student = run_student(fit.models, fit.precision, batch, model=fit.models.student)
+        run_pair(fit.models, fit.precision, batch)
         norms = [_norm(fit, batch, position, parameters) for position in range(len(names))]
     total = sum(norms)
     return {name: norm / total for name, norm in zip(names, norms, strict=True)} if total > 0 else {}

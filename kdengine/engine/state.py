@@ -13,6 +13,7 @@ from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
+from kdengine.engine.shards import class_name
 from kdengine.ops import backend_info
 
 
@@ -29,8 +30,8 @@ def collect(fit: Fit) -> dict[str, Any]:
         "position": {"epoch": fit.position.epoch, "batch": fit.position.batch, "step": fit.position.step},
         "steps": fit.steps,
         "epochs": fit.epochs,
-        "random": random.capture(),
-        "epoch_random": fit.feed.epoch_state,
+        "random": fit.runtime.processes.share(random.capture()),
+        "epoch_random": fit.runtime.processes.share(fit.feed.epoch_state),
         "interval": fit.interval.state_dict(),
         "epoch_means": fit.epoch_means.state_dict(),
         "latest": fit.latest,
@@ -65,11 +66,16 @@ def check_storable(fit: Fit) -> None:
 def save(fit: Fit) -> Path | None:
     """Write a checkpoint into the run directory; nothing without one."""
     fit.saving = False
-    if fit.out is None or not fit.runtime.is_main:
+    if (out := fit.out) is None:
         return None
-    step = fit.position.step
-    path = checkpoint.save(directory(fit.out), step, collect(fit), meta=describe(fit), replace=True)
-    checkpoint.prune(directory(fit.out), fit.settings.keep, keep=() if fit.best is None else {fit.best["step"]})
+    step, tree = fit.position.step, collect(fit)
+
+    def write() -> Path:
+        path = checkpoint.save(directory(out), step, tree, meta=describe(fit), replace=True)
+        checkpoint.prune(directory(out), fit.settings.keep, keep=() if fit.best is None else {fit.best["step"]})
+        return path
+
+    path = fit.runtime.processes.on_main(write)
     if fit.calls.checkpoint_saved is not None:
         fit.calls.checkpoint_saved(CheckpointContext(fit.context, path, step))
     return path
@@ -82,17 +88,19 @@ def directory(out: Path) -> Path:
 
 def describe(fit: Fit) -> dict[str, Any]:
     """The manifest's meta: who wrote the checkpoint, for which fit, on what."""
-    return {"kdengine": __version__, "fingerprint": fingerprint(fit.runtime.device), "fit": signature(fit)}
+    return {"kdengine": __version__, "fingerprint": fingerprint(fit), "fit": signature(fit)}
 
 
-def fingerprint(device: torch.device) -> dict[str, Any]:
+def fingerprint(fit: Fit) -> dict[str, Any]:
     """What bit equality depends on beside the checkpoint itself."""
-    backend = backend_info()
+    backend, device = backend_info(), fit.runtime.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "torch": str(torch.__version__),
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
+        "processes": fit.runtime.processes.world,
+        "strategy": fit.strategy.name,
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "kd_loss": backend.isa or backend.name,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -121,7 +129,7 @@ def signature(fit: Fit) -> dict[str, Any]:
 
 
 def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
-    return {"class": type(student).__name__, "parameters": sum(p.numel() for p in student.parameters())}
+    return {"class": class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
 
 
 def resume(fit: Fit) -> bool:
@@ -131,21 +139,29 @@ def resume(fit: Fit) -> bool:
         CheckpointError: the checkpoint is of another fit; every difference is listed.
     """
     assert fit.out is not None
-    path = checkpoint.find_latest(directory(fit.out), on_damaged=lambda _, error: fit.loggers.message(
-        f"damaged checkpoint, using the one before: {error}"
-    ))  # fmt: skip
+    path = _newest(fit, "damaged checkpoint, using the one before: ")
     if path is None:
         return False
     tree, meta = checkpoint.load(path)
     _compare(meta["fit"], signature(fit), path)
-    changed = _differences(meta["fingerprint"], fingerprint(fit.runtime.device))
+    changed = _differences(meta["fingerprint"], fingerprint(fit))
     if changed:
         fit.loggers.message(f"resuming without the promise of equal bits: {'; '.join(changed)}")
     if not fit.feed.exact:
         fit.loggers.message("resuming a loader of your own: its consumed batches are read again and dropped")
     restore(fit, tree)
-    checkpoint.drop_after(directory(fit.out), fit.position.step)
+    later = directory(fit.out)
+    fit.runtime.processes.on_main(lambda: checkpoint.drop_after(later, fit.position.step))
     return True
+
+
+def _newest(fit: Fit, warning: str = "") -> Path | None:
+    """The newest usable checkpoint, as the main process sees it."""
+    assert fit.out is not None
+    found = directory(fit.out)
+    return fit.runtime.processes.on_main(
+        lambda: checkpoint.find_latest(found, on_damaged=lambda _, error: fit.loggers.message(f"{warning}{error}"))
+    )
 
 
 def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> None:
@@ -180,14 +196,28 @@ def restore(fit: Fit, tree: dict[str, Any]) -> None:
             plugin.load_state_dict(tree["plugins"][name])
     fit.loggers.load_state_dict(tree["loggers"])
     fit.position = Position(**tree["position"])
-    fit.feed.epoch_state = tree["epoch_random"]
+    fit.feed.epoch_state = _of_this_process(fit, tree["epoch_random"])
     fit.interval.load_state_dict(tree["interval"])
     fit.epoch_means.load_state_dict(tree["epoch_means"])
     fit.latest, fit.best, fit.history = tree["latest"], tree["best"], tree["history"]
     fit.skipped, fit.seconds = tree["skipped"], tree["seconds"]
     fit.stopping = tree["stopped"] and fit.epochs <= tree["epochs"]
     fit.context.step, fit.context.epoch = fit.position.step, fit.position.epoch
-    random.restore(tree["random"])
+    _restore_random(fit, tree["random"])
+
+
+def _of_this_process(fit: Fit, states: list[Any]) -> Any:
+    """What a checkpoint holds for each process; a process that it did not have goes on from the main one's."""
+    rank = fit.runtime.processes.rank
+    return states[rank if rank < len(states) else 0]
+
+
+def _restore_random(fit: Fit, states: list[Any]) -> None:
+    rank = fit.runtime.processes.rank
+    if rank < len(states):
+        random.restore(states[rank])
+    else:  # a process that the checkpoint does not know: a course of its own, as at the start of a fit
+        random.seed_all(fit.settings.seed, fit.settings.name, rank, fit.position.step)
 
 
 def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
@@ -216,7 +246,7 @@ def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:
 def rollback(fit: Fit) -> None:
     """Take weights, optimizer and averages from the newest checkpoint; position and learning rate go on."""
     assert fit.out is not None
-    path = checkpoint.find_latest(directory(fit.out), on_damaged=lambda _, error: fit.loggers.message(str(error)))
+    path = _newest(fit)
     if path is None:
         raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
     rates = [group["lr"] for group in fit.optimizer.param_groups]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.api.batch import Batch, first_tensor
 from kdengine.engine.batching import call_model, move
+from kdengine.engine.shards import local
 
 
 class LiveTeacher(TeacherSource):
@@ -141,7 +142,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _tensor_hash(tensor: Tensor) -> int:
-    flat = tensor.detach().contiguous().view(-1)
+    flat = local(tensor.detach()).contiguous().view(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).view(-1)
     total = torch.zeros((), dtype=torch.int64, device=flat.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdengine.api import NonFiniteError
 from kdengine.engine.fit import Fit
 from kdengine.engine.ledger import StepReport
+from kdengine.engine.shards import local
 from kdengine.engine.state import rollback
 
 
@@ -31,11 +32,12 @@ def update(fit: Fit, scale: Tensor | float) -> StepReport | None:
         if fit.ledger.late:
             fit.found.tensor.zero_()
         for parameters in fit.kinds:
-            find_nonfinite([p.grad for p in parameters if p.grad is not None], fit.found.tensor)
+            find_nonfinite([local(p.grad) for p in parameters if p.grad is not None], fit.found.tensor)
+        fit.strategy.reduce_found(fit.found.tensor)
     report = fit.ledger.close(fit.position.step, scale, fit.found)
     intact = report is None or judge(fit, report)
     if fit.settings.clip is not None:
-        fit.step_context.gradient_norm = nn.utils.clip_grad_norm_(fit.parameters, fit.settings.clip)
+        fit.step_context.gradient_norm = fit.strategy.clip(fit.parameters, fit.settings.clip)
     skip = False
     if fit.calls.optimizer_step is not None and (decided := fit.calls.optimizer_step(fit.step_context)):
         skip = fit.decide(decided)

@@ -20,7 +20,7 @@ from kdengine.engine.engine import Engine
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit
-from kdengine.engine.forward import check_outputs, run_student, run_teacher
+from kdengine.engine.forward import check_outputs, run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.result import Result
@@ -129,9 +129,7 @@ def try_batch(fit: Fit) -> None:
     """Run a few items through the models, to see that what the losses compare has the same classes."""
     models, batch = fit.models, place(fit.feed.example(), fit.runtime.device)
     with attached(models), evaluation_mode(models.student):
-        if models.teach:
-            batch.teacher = run_teacher(models, fit.precision, batch)
-        batch.student = run_student(models, fit.precision, batch, model=models.student)
+        run_pair(models, fit.precision, batch)
         check_outputs(fit, batch)
 
 

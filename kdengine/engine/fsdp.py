@@ -1,0 +1,109 @@
+"""FSDP2: sharding a module block by block, and training a student whose parameters are shards.
+
+Imported only where something is sharded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from kdengine.engine.shards import is_sharded, local, whole
+from kdengine.engine.strategies import Alone
+
+_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a model that are gathered one at a time: the children of its containers that have parameters.
+
+    Containers inside containers are opened; what a block holds is not.
+
+    >>> encoder = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Linear(2, 2)))
+    >>> [type(block).__name__ for block in blocks(nn.ModuleDict({"encoder": encoder}))]
+    ['Linear', 'Linear']
+    """
+    for child in module.children():
+        if isinstance(child, _CONTAINERS) or not isinstance(module, _CONTAINERS):
+            yield from blocks(child)
+        elif next(child.parameters(), None) is not None:
+            yield child
+
+
+def shard(module: nn.Module, *, dtype: torch.dtype | None = None) -> None:
+    """Shard a module in place over all processes: block by block, then what is left.
+
+    Args:
+        module: every process holds the same parameters.
+        dtype: in which gathered parameters compute; None for that of the shards.
+    """
+    if isinstance(module, FSDPModule):
+        return
+    policy = MixedPrecisionPolicy(param_dtype=dtype)
+    for block in blocks(module):
+        fully_shard(block, mp_policy=policy)
+    fully_shard(module, mp_policy=policy)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which gloo does not have
+
+
+class Sharded(Alone):
+    """PyTorch's FSDP2 over the student; the losses' own parameters, which are few, are copied to every process.
+
+    Args:
+        student: a model that :func:`shard` has sharded.
+        losses: all loss modules.
+    """
+
+    name = "fsdp"
+    shards = True
+
+    def __init__(self, student: nn.Module, losses: nn.Module) -> None:
+        self._student = cast("FSDPModule", student)
+        self._own = [parameter for parameter in losses.parameters() if parameter.requires_grad]
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Gradients stay whole and unsummed."""
+        self._student.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self._student.set_requires_gradient_sync(True)
+
+    def complete(self) -> None:
+        """Sum the gradients of the losses' own parameters; one that got none counts as zero."""
+        for parameter in self._own:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+    def reduce_found(self, found: Tensor) -> None:
+        """Each process has looked at its own shards."""
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """The norm over shards and whole parameters together."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total = total_norm(gradients)
+        factor = (limit / (total + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+        return total
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The 2-norm over shards of all processes and whole tensors, in float32."""
+    sharded: list[Tensor] = []
+    plain: list[Tensor] = []
+    for tensor in tensors:
+        (sharded if is_sharded(tensor) else plain).append(tensor)
+    squares = [whole(torch.nn.utils.get_total_norm(part)).float().square() for part in (sharded, plain) if part]
+    return torch.stack(squares).sum().sqrt()

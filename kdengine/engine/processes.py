@@ -1,0 +1,212 @@
+"""The processes that train together, and what they tell each other on the host.
+
+PyTorch's own process group does the work; it is joined where it exists, and made from the environment that
+``torchrun`` sets where it does not. What is sent here is small and on the CPU: counts, decisions, random states.
+Gradients and shards travel through DDP and FSDP2, see :mod:`kdengine.engine.runtime`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from kdengine.api.errors import ConfigurationError, KDEngineError, ProcessError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=10)
+"""How long one process waits for another in a collective of a group that is made here."""
+ROLL_CALL = timedelta(seconds=5)
+"""How long the others have to answer, once one of them is missed."""
+
+
+class Processes:
+    """One process on its own: what others would say is what it says.
+
+    Attributes:
+        rank: this process among ``world``, from 0.
+        world: number of processes.
+    """
+
+    rank = 0
+    world = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of every process, in the order of their ranks; all give equally many."""
+        return [list(numbers)]
+
+    def share(self, value: T) -> list[T]:
+        """The value of every process, in the order of their ranks."""
+        return [value]
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+
+    def explain(self, error: BaseException) -> BaseException:
+        """The error to raise in place of one that was raised while training."""
+        return error
+
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """The largest that any process gives, at each place."""
+        return [max(column) for column in zip(*self.gather(numbers), strict=True)]
+
+    def on_main(self, act: Callable[[], T]) -> T:
+        """Let the main process alone do something, and every process have its result.
+
+        Raises:
+            ProcessError: it failed there; in the main process itself, the error as it is.
+        """
+        result: T | None = None
+        failure: BaseException | None = None
+        if self.is_main:
+            try:
+                result = act()
+            except BaseException as error:
+                failure = error
+        told, reason = self.share((result, None if failure is None else _name(failure)))[0]
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise ProcessError(f"process 0 of {self.world} failed: {reason}")
+        return cast("T", told)
+
+
+ALONE = Processes()
+"""This process on its own."""
+
+
+class Group(Processes):
+    """The processes of the default process group.
+
+    Args:
+        made_here: whether the group was made by kdengine, which then ends it as well.
+    """
+
+    def __init__(self, *, made_here: bool) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        self.made_here = made_here
+        self._default = dist.group.WORLD
+        self._host: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the process group is still the one that was joined."""
+        return dist.is_initialized() and dist.group.WORLD is self._default
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of every process, in the order of their ranks; all give equally many."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        every = torch.empty(self.world * len(numbers), dtype=torch.int64)
+        dist.all_gather_into_tensor(every, mine, group=self._host)
+        return cast("list[list[int]]", every.view(self.world, -1).tolist())
+
+    def share(self, value: T) -> list[T]:
+        """The value of every process, in the order of their ranks."""
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        dist.barrier(group=self._host)
+
+    def explain(self, error: BaseException) -> BaseException:
+        """The error to raise in place of one that was raised while training.
+
+        A failed collective says which address was lost. A roll call over the store of the process group finds out
+        which process that was, and why where it could still say so.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        if not is_lost_peer(error):
+            with suppress(Exception):
+                store.set(f"kdengine/left/{self.rank}", _name(error))
+            return error
+        try:
+            missing = self._roll_call(store)
+        except Exception:
+            missing = ["process 0, which keeps the store of the process group, does not answer"]
+        if not missing:
+            missing = ["every process answers, so that the connection itself must have failed"]
+        return ProcessError(f"process {self.rank} of {self.world} lost another: {'; '.join(missing)}")
+
+    def _roll_call(self, store: Any) -> list[str]:
+        """What is wrong with the processes that do not answer, or have left."""
+        store.set(f"kdengine/alive/{self.rank}", "yes")
+        found = []
+        for rank in range(self.world):
+            if rank == self.rank:
+                continue
+            if store.check([f"kdengine/left/{rank}"]):
+                found.append(f"process {rank} ended with {store.get(f'kdengine/left/{rank}').decode()}")
+                continue
+            try:
+                store.wait([f"kdengine/alive/{rank}"], ROLL_CALL)
+            except Exception:
+                found.append(f"process {rank} does not answer; was it killed?")
+        return found
+
+    def end(self) -> None:
+        """Leave the group together, where it was made here."""
+        if self.made_here and self.is_current:
+            with suppress(RuntimeError):
+                self.wait()
+            dist.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, rather than that something is wrong here."""
+    if isinstance(error, KDEngineError) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+_group: Group | None = None
+
+
+def join() -> Processes:
+    """The processes of this run: the process group that exists, one made for ``torchrun``, or this process alone.
+
+    Raises:
+        ConfigurationError: the environment names several processes, but they do not meet.
+    """
+    global _group
+    exists = dist.is_available() and dist.is_initialized()
+    if not exists and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return ALONE
+    if exists and dist.get_world_size() == 1:
+        return ALONE
+    if _group is None or not _group.is_current:
+        _group = Group(made_here=False) if exists else _meet()
+    return _group
+
+
+def _meet() -> Group:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group(timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet: {error}; "
+            "start them with torchrun --nproc-per-node N"
+        ) from error
+    group = Group(made_here=True)
+    atexit.register(group.end)
+    return group

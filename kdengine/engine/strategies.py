@@ -1,0 +1,101 @@
+"""How the processes of a fit share the student: one process, or DDP with a copy in each; FSDP2 is in ``fsdp``.
+
+Gradients are summed, never averaged: every term is already divided by the items of all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+StrategyName: TypeAlias = Literal["ddp", "fsdp"]
+"""What several processes do with the student: each keeps a copy, or a shard."""
+STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
+T = TypeVar("T")
+
+
+class Alone:
+    """One process: nothing to wrap and nothing to sum.
+
+    Attributes:
+        name: for the record of a checkpoint.
+        shards: whether the student's parameters are shards.
+    """
+
+    name = "one process"
+    shards = False
+
+    def forward(self, call: Callable[..., T], *args: Any) -> T:
+        """Run one micro-batch's forward pass, so that its backward pass sums gradients over processes."""
+        return call(*args)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Context of every micro-batch but a step's last, which alone sums gradients over processes."""
+        return nullcontext()
+
+    def complete(self) -> None:
+        """After a step's last backward pass: sum what the backward pass did not."""
+
+    def reduce_found(self, found: Tensor) -> None:
+        """Let every process know that one found a gradient that is not finite."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """Scale gradients down to a norm; returns the norm before."""
+        return clip_grad_norm_(parameters, limit)
+
+
+class Replicated(Alone):
+    """PyTorch's DistributedDataParallel over the student and the losses' own parameters.
+
+    Args:
+        student: the model that trains.
+        losses: all loss modules.
+        unused: whether some parameter gets no gradient, for which DDP must look at every step.
+    """
+
+    name = "ddp"
+
+    def __init__(self, student: nn.Module, losses: nn.Module, *, unused: bool) -> None:
+        self._ddp = DistributedDataParallel(Trained(student, losses), find_unused_parameters=unused)
+        self._ddp.register_comm_hook(None, lambda _, bucket: sum_bucket(bucket))  # DDP would read annotations
+
+    def forward(self, call: Callable[..., T], *args: Any) -> T:
+        """The call inside DDP's forward pass, which prepares its sums."""
+        return cast("T", self._ddp(call, *args))
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """DDP's ``no_sync``."""
+        return cast("AbstractContextManager[None]", self._ddp.no_sync())
+
+
+class Trained(nn.Module):
+    """Student and losses as one module, for DDP: it sums the gradients of both, and its forward pass is any call."""
+
+    def __init__(self, student: nn.Module, losses: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.losses = losses
+
+    def forward(self, call: Callable[..., T], *args: Any) -> T:
+        """Run the call; DDP finds the parameters it used from what it returns."""
+        return call(*args)
+
+
+def sum_bucket(bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP's communication hook: the sum of a bucket over processes, where DDP itself would average."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None, "asynchronous collectives return their work"
+    return cast("torch.futures.Future[Tensor]", work.get_future().then(lambda done: done.value()[0]))
+
+
+def unused_parameters(total: Tensor, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether a scalar does not depend on some trainable parameter."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    return any(gradient is None for gradient in torch.autograd.grad(total, wanted, allow_unused=True))

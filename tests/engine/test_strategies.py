@@ -1,0 +1,127 @@
+"""Several processes train as one would: the same gradients, batches, decisions and checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kdengine
+from kdengine.data.mixing import MixUp
+from kdengine.engine.processes import join
+from kdengine.engine.shards import whole
+from tests.engine.common import engine, items, mlp
+from tests.engine.several import device, in_processes
+from tests.engine.test_objective import ITEMS, LOSSES, unevenly_labelled
+
+SPLITS = ([ITEMS], [10, 10, 10], [7, 7, 7, 7, 2], [29, 1], [1] * ITEMS)
+
+
+def update(name: str, strategy: str, rank: int, world: int, sizes: list[int], padding: int = 0) -> torch.Tensor:
+    """What one optimizer step makes of the student, whose items are dealt out to processes in turns."""
+    student = mlp(dtype=torch.float64)
+    trained = engine(
+        student,
+        mlp(32, dtype=torch.float64),
+        losses=LOSSES[name](),
+        weights={},
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=1.0),
+        seed=0,
+        strategy=strategy,
+        device=device(),
+    )
+    inputs, labels = unevenly_labelled()[:]
+    micro_batches = []
+    for part in torch.arange(ITEMS).split(sizes):
+        own = part[rank::world]
+        counted = torch.ones(len(own) + padding, dtype=torch.bool)
+        counted[len(own) :] = False
+        if len(own) == 0 and not padding:
+            own, counted = part[:1], torch.zeros(1, dtype=torch.bool)
+        filler = torch.full((padding, inputs.shape[1]), 7.0, dtype=inputs.dtype)
+        batch = kdengine.Batch(
+            torch.cat([inputs[own], filler]),
+            torch.cat([labels[own], torch.zeros(padding, dtype=labels.dtype)]),
+            mask=counted,
+        )
+        micro_batches.append(batch)
+    trained.train_step(micro_batches)
+    return torch.cat([whole(p).detach().flatten().cpu() for p in student.parameters()])
+
+
+def updates(strategy: str) -> dict[tuple[str, str], list[float]]:
+    processes = join()
+    found = {
+        (name, str(sizes)): update(name, strategy, processes.rank, processes.world, sizes).tolist()
+        for name in LOSSES
+        for sizes in SPLITS
+    }
+    for name in LOSSES:
+        padded = 3 * processes.rank + 1
+        found[name, "padding"] = update(name, strategy, processes.rank, processes.world, [13, 17], padded).tolist()
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: update(name, "ddp", 0, 1, [ITEMS]) for name in LOSSES}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_spread_over_processes_and_micro_batches_gives_the_same_update(world, strategy, alone):
+    for found in in_processes(world, updates, strategy):
+        for (name, split), values in found.items():
+            furthest = (torch.tensor(values, dtype=torch.float64) - alone[name]).abs().max()
+            assert furthest <= 1e-12, f"{name}, micro-batches {split}: off by {furthest}"
+
+
+def fit(strategy="ddp", *, out=None, epochs=5, resume=None, batch_size=8, stop_at=None, **options):
+    """A fit on the shared items; its losses by step, its metrics and its student."""
+    student = mlp()
+    seen = []
+    defaults = {
+        "seed": 1,
+        "optimizer": lambda named: torch.optim.SGD([p for _, p in named], lr=0.1),
+        "loggers": [lambda record, step: seen.append((step, record["loss"])) if "loss" in record else None],
+        "log_every": 1,
+        "metrics": {"top1": "top1", "agreement": "agreement"},
+    }
+    trained = engine(student, out=out, device=device(), strategy=strategy, **{**defaults, **options})
+    result = trained.fit(
+        kdengine.loader(items(), batch_size, seed=2),
+        kdengine.loader(items(), 11, shuffle=False),
+        epochs=epochs,
+        resume=resume,
+    )
+    return seen, result.history, torch.cat([whole(p).detach().flatten().cpu() for p in student.parameters()]).tolist()
+
+
+def adamw(named):
+    return torch.optim.AdamW([p for _, p in named], lr=1e-3)
+
+
+def fit_with_adamw(strategy):
+    return fit(strategy, optimizer=adamw, epochs=13, accumulate=2)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("train", [fit, fit_with_adamw])
+def test_two_processes_follow_the_course_of_one(strategy, train):
+    alone, history, _ = train("ddp")
+    (together, shared_history, _), (others, same_history, _) = in_processes(2, train, strategy)
+    assert len(alone) > 15
+    assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
+    assert others == []
+    assert shared_history == same_history
+    for mine, theirs in zip(history, shared_history, strict=True):
+        assert mine["top1"] == theirs["top1"]
+
+
+def fit_with_mixup(strategy):
+    return fit(strategy, batch_transforms=[MixUp(classes=5)], accumulate=2, batch_size=7)
+
+
+def test_what_a_batch_transform_draws_does_not_depend_on_the_processes():
+    alone, _, _ = fit_with_mixup("ddp")
+    (together, _, _), _ = in_processes(2, fit_with_mixup, "ddp")
+    assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
