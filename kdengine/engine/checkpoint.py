@@ -3,7 +3,8 @@
     checkpoints/step-00000100/
         tensors.safetensors    the tensors                               (kdengine.engine.tensors)
         state.json             the rest of the state                     (kdengine.engine.codec)
-        manifest.json          format, step, meta, and size and sha256 of the two files and of itself
+        shards/                tensors of which each process held a shard (kdengine.engine.shard_files)
+        manifest.json          format, step, meta, size and sha256 of every file and of itself, shapes of shards
 
 What goes into a checkpoint is not decided here.
 """
@@ -12,18 +13,23 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from kdengine.api.errors import CheckpointError
-from kdengine.engine import codec, files
+from kdengine.engine import codec, files, shard_files
+from kdengine.engine.processes import ALONE, Processes
+from kdengine.engine.shards import is_sharded
 from kdengine.engine.tensors import load_tensors, save_tensors
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _TENSORS: Final = "tensors.safetensors"
 _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
+_SHARDS: Final = "shards"
+_SHARD_NAME: Final = re.compile(rf"{_SHARDS}/[\w.-]+\.safetensors", re.ASCII)
 _STEP_NAME: Final = re.compile(r"step-(\d{8,})", re.ASCII)
 
 
@@ -35,14 +41,24 @@ class Manifest:
         step: optimizer step after which it was taken.
         meta: what the writer said about it.
         files: for each file its ``sha256`` and its size in ``bytes``.
+        sharded: for each sharded tensor its ``shape`` and ``dtype``.
     """
 
     step: int
     meta: dict[str, Any]
     files: dict[str, dict[str, Any]]
+    sharded: shard_files.Described
 
 
-def save(directory: Path, step: int, tree: Any, *, meta: dict[str, Any], replace: bool = False) -> Path:
+def save(
+    directory: Path,
+    step: int,
+    tree: Any,
+    *,
+    meta: dict[str, Any],
+    replace: bool = False,
+    processes: Processes = ALONE,
+) -> Path:
     """Write a checkpoint; a kill at any moment leaves it whole or absent.
 
     Args:
@@ -53,6 +69,7 @@ def save(directory: Path, step: int, tree: Any, *, meta: dict[str, Any], replace
             tensors.
         replace: put it in the place of an undamaged checkpoint of the same step. A damaged one is always
             replaced. For the moment between two renames there is neither.
+        processes: those that hold shards of the tree's tensors and all save together; the main one writes the rest.
 
     Returns:
         The checkpoint's directory.
@@ -72,26 +89,44 @@ def save(directory: Path, step: int, tree: Any, *, meta: dict[str, Any], replace
         raise ValueError(f"a checkpoint's step must be 0 or more, got {step}")
     target = directory / _name(step)
     state, tensors = codec.encode(tree)
-    encoded_meta = _encode_meta(meta)
-    if not replace and _is_whole(target):
-        raise FileExistsError(f"{target} is an undamaged checkpoint of the same step; pass replace=True")
-    with files.publish_directory(target, replace=True) as temporary:
-        save_tensors(temporary / _TENSORS, tensors)
+    sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+    plain = {name: tensor for name, tensor in tensors.items() if name not in sharded}
+    body = {"format": FORMAT, "step": step, "meta": _encode_meta(meta), "sharded": shard_files.describe(sharded)}
+
+    def begin() -> Path:
+        if not replace and _is_whole(target):
+            raise FileExistsError(f"{target} is an undamaged checkpoint of the same step; pass replace=True")
+        return publication.enter_context(files.publish_directory(target, replace=True))
+
+    def finish() -> None:
+        save_tensors(temporary / _TENSORS, plain)
         files.write_json(temporary / _STATE, state, indent=None)
-        described = {name: _describe_file(temporary / name) for name in (_TENSORS, _STATE)}
-        body = {"format": FORMAT, "step": step, "meta": encoded_meta, "files": described}
+        body["files"] = {name: _describe_file(temporary / name) for name in _content(temporary)}
         files.write_json(temporary / _MANIFEST, body | {"sha256": _digest(body)})
+        publication.pop_all().close()
+
+    with ExitStack() as publication:
+        temporary = processes.on_main(begin)
+        if sharded:
+            shard_files.write(temporary / _SHARDS, sharded)
+        processes.on_main(finish)
     return target
 
 
-def load(path: Path) -> tuple[Any, dict[str, Any]]:
+def _content(path: Path) -> list[str]:
+    return [_TENSORS, _STATE, *(f"{_SHARDS}/{shard.name}" for shard in sorted((path / _SHARDS).glob("*.safetensors")))]
+
+
+def load(path: Path, *, empty: shard_files.MakeEmpty = shard_files.plain) -> tuple[Any, dict[str, Any]]:
     """Read a checkpoint after checking that every byte is as it was written.
 
     Args:
         path: the checkpoint's directory.
+        empty: ``(shape, dtype) -> tensor``, into which a tensor is read that was stored in shards. Where it makes
+            sharded ones, every process must load.
 
     Returns:
-        The state, with tensors on the CPU, and the meta.
+        The state, with tensors on the CPU (those of ``empty`` where it puts them), and the meta.
 
     Raises:
         CheckpointError: it is missing, damaged or of another format; the message says which file, what was
@@ -106,6 +141,8 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     manifest = verify(path)
     try:
         tensors = load_tensors(path / _TENSORS)
+        if manifest.sharded:
+            tensors |= shard_files.read(path / _SHARDS, manifest.sharded, empty)
         tree = codec.decode(_read_json(path / _STATE), tensors)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: the state cannot be read: {error}") from error
@@ -126,8 +163,8 @@ def verify(path: Path) -> Manifest:
     7
     """
     manifest = _read_manifest(path / _MANIFEST)
-    for name in (_TENSORS, _STATE):
-        _verify_file(path / name, manifest.files[name])
+    for name, facts in manifest.files.items():
+        _verify_file(path / name, facts)
     return manifest
 
 
@@ -288,9 +325,12 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _parse_manifest(path: Path, body: dict[str, Any]) -> Manifest:
-    step, described = body.get("step"), body.get("files")
-    if type(step) is not int or not isinstance(described, dict) or described.keys() != {_TENSORS, _STATE}:
+    step, described, sharded = body.get("step"), body.get("files"), body.get("sharded")
+    if type(step) is not int or not isinstance(described, dict) or not described.keys() >= {_TENSORS, _STATE}:
         raise CheckpointError(f"{path}: expected a step and the files {_TENSORS} and {_STATE}, got {body}")
+    strange = [name for name in described.keys() - {_TENSORS, _STATE} if not _SHARD_NAME.fullmatch(name)]
+    if strange or not isinstance(sharded, dict):
+        raise CheckpointError(f"{path}: expected files in {_SHARDS}/ and shapes of shards, got {strange}, {sharded!r}")
     if not all(isinstance(facts, dict) for facts in described.values()):
         raise CheckpointError(f"{path}: expected the size and sha256 of each file, got {described}")
     try:
@@ -299,7 +339,7 @@ def _parse_manifest(path: Path, body: dict[str, Any]) -> Manifest:
         raise CheckpointError(f"{path}: meta: {error}") from error
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path}: expected meta to be an object, got {meta!r}")
-    return Manifest(step, meta, described)
+    return Manifest(step, meta, described, sharded)
 
 
 def _verify_file(path: Path, expected: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdengine.engine.shards import is_sharded
 from kdengine.engine.tensors import dtype_named, why_not_storable
 
 MAX_DEPTH: Final = 64  # a level is up to five frames of Python's thousand
@@ -199,7 +200,7 @@ class _Encoder:
         return {"$array": self._tensor(tensor, path)}
 
     def _tensor(self, tensor: Tensor, path: _Path) -> str:
-        reason = why_not_storable(tensor)
+        reason = None if is_sharded(tensor) else why_not_storable(tensor)
         if reason is not None:
             raise UnsupportedState(f"{_place(path)}: cannot be stored in a checkpoint: {reason}")
         if id(tensor) not in self._names:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import empty as distributed_empty
 
 from kdengine.engine.shards import is_sharded, local, whole
 from kdengine.engine.strategies import Alone
@@ -68,6 +70,7 @@ class Sharded(Alone):
 
     def __init__(self, student: nn.Module, losses: nn.Module) -> None:
         self._student = cast("FSDPModule", student)
+        self._mesh = next(p.device_mesh for p in student.parameters() if isinstance(p, DTensor))
         self._own = [parameter for parameter in losses.parameters() if parameter.requires_grad]
 
     @contextmanager
@@ -89,6 +92,18 @@ class Sharded(Alone):
     def reduce_found(self, found: Tensor) -> None:
         """Each process has looked at its own shards."""
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A sharded tensor, cut along its first dimension as FSDP2 cuts parameters."""
+        mesh = self._mesh
+        return distributed_empty(tuple(shape), dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+
+    def like(self, present: Tensor, stored: Tensor) -> Tensor:
+        """This process's shard of a tensor that is whole, where the present one is sharded."""
+        if not isinstance(present, DTensor) or is_sharded(stored):
+            return stored
+        mesh = present.device_mesh
+        return distribute_tensor(stored.to(mesh.device_type), mesh, present.placements)
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         """The norm over shards and whole parameters together."""

@@ -68,14 +68,11 @@ def save(fit: Fit) -> Path | None:
     fit.saving = False
     if (out := fit.out) is None:
         return None
-    step, tree = fit.position.step, collect(fit)
-
-    def write() -> Path:
-        path = checkpoint.save(directory(out), step, tree, meta=describe(fit), replace=True)
-        checkpoint.prune(directory(out), fit.settings.keep, keep=() if fit.best is None else {fit.best["step"]})
-        return path
-
-    path = fit.runtime.processes.on_main(write)
+    step, processes, best = fit.position.step, fit.runtime.processes, fit.best
+    path = checkpoint.save(directory(out), step, collect(fit), meta=describe(fit), replace=True, processes=processes)
+    processes.on_main(
+        lambda: checkpoint.prune(directory(out), fit.settings.keep, keep=() if best is None else {best["step"]})
+    )
     if fit.calls.checkpoint_saved is not None:
         fit.calls.checkpoint_saved(CheckpointContext(fit.context, path, step))
     return path
@@ -142,7 +139,7 @@ def resume(fit: Fit) -> bool:
     path = _newest(fit, "damaged checkpoint, using the one before: ")
     if path is None:
         return False
-    tree, meta = checkpoint.load(path)
+    tree, meta = checkpoint.load(path, empty=fit.strategy.empty)
     _compare(meta["fit"], signature(fit), path)
     changed = _differences(meta["fingerprint"], fingerprint(fit))
     if changed:
@@ -221,12 +218,29 @@ def _restore_random(fit: Fit, states: list[Any]) -> None:
 
 
 def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
+    if fit.strategy.shards:
+        _spread(fit, tree)
     fit.models.student.load_state_dict(tree["student"])
     fit.optimizer.load_state_dict(tree["optimizer"])
     fit.objective.modules.load_state_dict(tree["losses"])
     fit.precision.load_state_dict(tree["precision"])
     if fit.models.average is not None and tree["average"] is not None:
         fit.models.average.load_state_dict(tree["average"])
+
+
+def _spread(fit: Fit, tree: dict[str, Any]) -> None:
+    """Shard what a checkpoint holds whole, as one process or DDP wrote it, like the parameters it belongs to."""
+    average = fit.models.average
+    for present, stored in (
+        (fit.models.student.state_dict(), tree["student"]),
+        ({} if average is None else average.state_dict(), tree["average"]),
+    ):
+        for name, tensor in (stored or {}).items():
+            stored[name] = fit.strategy.like(present[name], tensor)
+    for parameter, state in zip(fit.parameters, tree["optimizer"]["state"].values(), strict=False):
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = fit.strategy.like(parameter, value)
 
 
 def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:
@@ -250,7 +264,7 @@ def rollback(fit: Fit) -> None:
     if path is None:
         raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
     rates = [group["lr"] for group in fit.optimizer.param_groups]
-    _restore_trained(fit, checkpoint.load(path)[0])
+    _restore_trained(fit, checkpoint.load(path, empty=fit.strategy.empty)[0])
     for group, rate in zip(fit.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     fit.loggers.message(f"rolled back to {path.name}")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from kdengine.engine.shard_files import plain
+
 StrategyName: TypeAlias = Literal["ddp", "fsdp"]
 """What several processes do with the student: each keeps a copy, or a shard."""
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
@@ -45,6 +47,14 @@ class Alone:
 
     def reduce_found(self, found: Tensor) -> None:
         """Let every process know that one found a gradient that is not finite."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor into which a checkpoint's shards are read."""
+        return plain(shape, dtype)
+
+    def like(self, present: Tensor, stored: Tensor) -> Tensor:
+        """What a checkpoint holds, spread over the processes like a tensor of the fit."""
+        return stored
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         """Scale gradients down to a norm; returns the norm before."""

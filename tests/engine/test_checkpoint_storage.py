@@ -86,7 +86,7 @@ def test_a_training_state_comes_back(tmp_path):
 
 def test_the_manifest_says_what_is_there(saved):
     body = json.loads((saved / "manifest.json").read_text())
-    assert (body["format"], body["step"], body["meta"]["torch"]) == (1, 100, "2.10")
+    assert (body["format"], body["step"], body["meta"]["torch"]) == (2, 100, "2.10")
     for name in ("state.json", "tensors.safetensors"):
         assert body["files"][name] == {"sha256": files.sha256(saved / name), "bytes": (saved / name).stat().st_size}
     assert checkpoint.verify(saved).meta == {"torch": "2.10", "ids": (1,)}
@@ -161,8 +161,8 @@ def test_a_missing_directory_is_named(tmp_path):
 
 
 def test_another_format_is_refused_by_its_number(saved):
-    rewrite_manifest(saved, lambda body: body.update(format=2))
-    with pytest.raises(CheckpointError, match=r"manifest.json: expected checkpoint format 1, got 2"):
+    rewrite_manifest(saved, lambda body: body.update(format=3))
+    with pytest.raises(CheckpointError, match=r"manifest.json: expected checkpoint format 2, got 3"):
         checkpoint.load(saved)
 
 

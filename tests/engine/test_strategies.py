@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ import kdengine
 from kdengine.data.mixing import MixUp
 from kdengine.engine.processes import join
 from kdengine.engine.shards import whole
+from kdengine.losses import KD, Hint
 from tests.engine.common import engine, items, mlp
 from tests.engine.several import device, in_processes
 from tests.engine.test_objective import ITEMS, LOSSES, unevenly_labelled
@@ -125,3 +128,63 @@ def test_what_a_batch_transform_draws_does_not_depend_on_the_processes():
     alone, _, _ = fit_with_mixup("ddp")
     (together, _, _), _ = in_processes(2, fit_with_mixup, "ddp")
     assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
+
+
+class Leave:
+    """Leaves a fit after a step, as a fault would, in every process at once."""
+
+    kdengine_hook_version = 1
+
+    def __init__(self, step):
+        self.step = step
+
+    @kdengine.hookimpl
+    def kdengine_on_step_end(self, context):
+        if context.step == self.step:
+            raise KeyboardInterrupt
+
+
+def interrupted(strategy, out, step=None, **options):
+    """A fit with all that a checkpoint holds, left after a step; goes on where an earlier one left."""
+    plugins = [] if step is None else [Leave(step)]
+    try:
+        return fit(
+            strategy, out=out, epochs=4, batch_size=7, accumulate=2, checkpoint_every=1, plugins=plugins,
+            optimizer=adamw, ema=0.9, resume="auto", clip=1.0, losses=hints(), weights={},
+            lr_scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        return None
+
+
+def hints():
+    return {"hint": Hint(student="1", teacher="1"), "kd": KD(kdengine.Cosine(4.0, 1.0))}
+
+
+def course(strategies, steps, out):
+    """Leave and go on, once per strategy and step."""
+    return [interrupted(strategy, out, step) for strategy, step in zip(strategies, steps, strict=True)][-1]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_that_go_on_end_with_the_bits_of_those_that_were_never_left(tmp_path, strategy):
+    whole_course = in_processes(2, course, [strategy], [None], tmp_path / "whole")
+    with_breaks = in_processes(2, course, [strategy] * 3, [3, 4, None], tmp_path / "cut")
+    assert whole_course[0][1:] == with_breaks[0][1:]
+    exported = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert exported[0] == exported[1]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [(2, "fsdp"), *(pytest.param(case, marks=pytest.mark.slow) for case in ((1, "ddp"), (4, "fsdp"), (2, "ddp")))],
+)
+def test_a_checkpoint_goes_on_with_any_number_of_processes_and_strategy(tmp_path, first):
+    expected = in_processes(1, course, ["ddp"], [None], tmp_path / "whole")[0]
+    world, strategy = first
+    in_processes(world, course, [strategy], [5], tmp_path / "cut")
+    for count, name in ((2, "fsdp"), (1, "ddp")):
+        copy = tmp_path / f"{count}-{name}"
+        shutil.copytree(tmp_path / "cut", copy)
+        found = in_processes(count, course, [name], [None], copy)[0]
+        assert torch.allclose(torch.tensor(found[2]), torch.tensor(expected[2]), rtol=0, atol=1e-5), (count, name)
