@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from kdengine._version import __version__
-from kdengine.cli import build, env, listing, running, runs
+from kdengine.cli import build, env, listing, running, runs, several
 
 app = typer.Typer(name="kdengine", add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,7 +79,11 @@ def kdengine(
 
 def main() -> None:
     """The ``kdengine`` command."""
-    sys.exit(invoke(sys.argv[1:]))
+    several.hush()
+    code = invoke(sys.argv[1:])
+    if several.is_several():
+        several.leave(code)
+    sys.exit(code)
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -101,7 +105,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        return explain(error)
+        return explain(several.explain(error))
 
 
 def explain(error: BaseException) -> int:
@@ -154,5 +158,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def tell(text: str) -> None:
-    """A message on standard error, as it is."""
+    """A message on standard error, as it is; which process speaks, unless it is the main one."""
+    if not several.is_main():
+        text = f"process {several.rank()}: {text}"
     print(text, file=sys.stderr, flush=True)

@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdengine.cli import several
+
 if TYPE_CHECKING:
     from kdengine.recipe.load import Source
     from kdengine.recipe.plan import Plan
 
 
 def warn(text: str) -> None:
-    """A warning on standard error."""
+    """A warning on standard error, from the main process alone."""
+    if not several.is_main():
+        return
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 

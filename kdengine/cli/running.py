@@ -47,15 +47,17 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and the outcome.")] = False,
 ) -> None:
     """Train the teacher, the student alone and the distilled student; write a run directory and a report."""
+    from kdengine.engine.processes import join
     from kdengine.recipe.run import Options
     from kdengine.recipe.run import run as carry_out
 
     source = find_source(recipe, out, resume=resume)
     plan = planning.prepare(source, overrides or (), plugins or (), no_plugins or ())
-    folder, made = choose_directory(plan.recipe.name, out, resume=resume)
+    processes = join()
+    folder, made = processes.on_main(lambda: choose_directory(plan.recipe.name, out, resume=resume))
     options = Options(
         out=folder,
-        seeds=count_seeds(folder, seeds) if resume else seeds,
+        seeds=processes.on_main(lambda: count_seeds(folder, seeds)) if resume else seeds,
         resume=resume,
         loggers=make_loggers(plan, quiet=quiet),
         say=ignore if quiet and not trace_hooks else typer.echo,
@@ -71,11 +73,12 @@ def run(
             error.add_note(f"To go on where it stopped: kdengine run --resume --out {folder}{again}")
         raise
     finally:
-        if out is None:
+        if out is None and processes.is_main:
             with suppress(OSError):  # not empty: the run has begun
                 folder.rmdir()
-    tables.show_outcome(summary)
-    typer.echo(report_path(folder))
+    if processes.is_main:
+        tables.show_outcome(summary)
+        typer.echo(report_path(folder))
 
 
 def ignore(text: str) -> None:

@@ -12,7 +12,8 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor import empty as distributed_empty
 
@@ -38,19 +39,19 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def shard(module: nn.Module, *, dtype: torch.dtype | None = None) -> None:
-    """Shard a module in place over all processes: block by block, then what is left.
+def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, frozen: bool = False) -> None:
+    """Shard a module in place: block by block, then what is left.
 
     Args:
         module: every process holds the same parameters.
-        dtype: in which gathered parameters compute; None for that of the shards.
+        mesh: the processes that hold shards together (those of one machine, say); all by default.
+        frozen: whether it never runs backward, so that what is gathered can be let go after every forward.
     """
     if isinstance(module, FSDPModule):
         return
-    policy = MixedPrecisionPolicy(param_dtype=dtype)
     for block in blocks(module):
-        fully_shard(block, mp_policy=policy)
-    fully_shard(module, mp_policy=policy)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True if frozen else None)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)

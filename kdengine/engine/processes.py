@@ -58,6 +58,9 @@ class Processes:
         """The error to raise in place of one that was raised while training."""
         return error
 
+    def end(self) -> None:
+        """Leave together, where there are others."""
+
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """The largest that any process gives, at each place."""
         return [max(column) for column in zip(*self.gather(numbers), strict=True)]

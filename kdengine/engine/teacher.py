@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.api.batch import Batch, first_tensor
 from kdengine.engine.batching import call_model, move
+from kdengine.engine.processes import join
 from kdengine.engine.shards import local
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class LiveTeacher(TeacherSource):
@@ -23,6 +27,8 @@ class LiveTeacher(TeacherSource):
         dtype: floating type of its parameters and inputs; None leaves them.
         transform: applied to the inputs before the teacher sees them (another normalisation or size).
         compile: whether to run it under ``torch.compile``.
+        shard: whether several processes keep shards of it, gathered block by block as it runs, instead of copies;
+            a device mesh says which processes share one copy, for instance those of one machine.
     """
 
     def __init__(
@@ -33,12 +39,16 @@ class LiveTeacher(TeacherSource):
         dtype: torch.dtype | None = None,
         transform: Callable[[Any], Any] | None = None,
         compile: bool = False,
+        shard: bool | DeviceMesh = False,
     ) -> None:
+        if shard and device is not None:
+            raise ConfigurationError("a sharded teacher runs on the device of its process: leave device out")
         self.module = module
         self.device = None if device is None else torch.device(device)
         self.dtype = dtype
         self.transform = transform
         self.compile = compile
+        self.shard = shard
 
     def modules(self) -> list[nn.Module]:
         """The module itself."""
@@ -47,6 +57,10 @@ class LiveTeacher(TeacherSource):
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it."""
         self.module.eval().requires_grad_(False).to(device=self.device or device, dtype=self.dtype)
+        if self.shard and join().world > 1:
+            from kdengine.engine import fsdp
+
+            fsdp.shard(self.module, mesh=None if self.shard is True else self.shard, frozen=True)
         if self.compile:
             self.module.compile()
 

@@ -14,6 +14,7 @@ from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.engine.assembly import Named
 from kdengine.engine.engine import Engine
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.teacher import LiveTeacher
 from kdengine.recipe.data import Data
 from kdengine.recipe.plan import Bound, MakeSchedule, Plan, group_options
 from kdengine.recipe.rates import make_rate
@@ -106,6 +107,7 @@ def make_engine(
         classes=train.classes,
         nonfinite=train.nonfinite,
         device=train.device,
+        strategy=train.strategy,
         seed=seed,
         out=out,
         name=name,
@@ -122,7 +124,8 @@ def make_engine(
 def wrap_teacher(plan: Plan, data: Data, teacher: nn.Module) -> nn.Module | TeacherSource:
     """The teacher behind the source that the recipe names, or as it is."""
     if plan.teacher_source is None:
-        return teacher
+        assert plan.recipe.teacher is not None
+        return LiveTeacher(teacher, shard=plan.recipe.teacher.shard)
     source: TeacherSource = plan.teacher_source(teacher, items=len(data.train))
     return source
 
@@ -153,6 +156,7 @@ def teacher_engine(
         loggers=loggers,
         precision=plan.recipe.train.precision,
         device=plan.recipe.train.device,
+        strategy=plan.recipe.train.strategy,
         seed=training.seed,
         out=out,
         name="teacher",

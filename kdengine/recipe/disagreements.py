@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from kdengine.api import Batch, Output
 from kdengine.engine import files
-from kdengine.engine.batching import find_logits, to_batch
+from kdengine.engine.batching import find_logits, place, to_batch
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.tensors import save_tensors
 
@@ -19,63 +20,71 @@ ITEMS = "disagreements.json"
 IMAGES = "disagreements.safetensors"
 
 
-def write_disagreements(
-    out: Path,
-    student: nn.Module,
-    teacher: nn.Module,
-    loader: Iterable[Any],
-    classes: Sequence[str],
-    *,
-    align: Callable[[Batch], None] | None = None,
-    count: int = 12,
-) -> None:
-    """Write the first ``count`` test images whose predicted classes differ.
+@dataclass(frozen=True)
+class Disagreements:
+    """Images whose predicted classes differ.
 
-    Nothing is written for inputs that are no images, nor for models whose classes do not correspond.
+    Attributes:
+        items: for each, its place in the data set, its label, and both models' class and confidence.
+        images: for each, ``(C, H, W)`` uint8.
+    """
+
+    items: list[dict[str, Any]] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+
+
+def write_disagreements(out: Path, found: Disagreements, classes: Sequence[str]) -> None:
+    """Write images, and what both models say of them; nothing where there is none.
 
     Args:
         out: run directory.
-        student: trained.
-        teacher: its teacher.
-        loader: the test set.
-        classes: their names.
-        align: makes the teacher's classes those of the student.
-        count: most images to keep.
+        found: what :func:`find_disagreements` gave.
+        classes: names of the classes.
     """
-    items, images = collect(student, teacher, loader, align, count)
-    if not items:
+    if not found.items:
         for name in (ITEMS, IMAGES):
             (out / name).unlink(missing_ok=True)
         return
     with files.replacing(out / IMAGES) as temporary:
-        save_tensors(temporary, {"images": torch.stack(images)})
-    files.write_json(out / ITEMS, {"classes": list(classes), "items": items})
+        save_tensors(temporary, {"images": torch.stack(found.images)})
+    files.write_json(out / ITEMS, {"classes": list(classes), "items": found.items})
 
 
 @torch.no_grad()
-def collect(
+def find_disagreements(
     student: nn.Module,
     teacher: nn.Module,
     loader: Iterable[Any],
-    align: Callable[[Batch], None] | None,
-    count: int,
-) -> tuple[list[dict[str, Any]], list[Tensor]]:
-    """What both models say of the images on which they differ, and the images as ``(C, H, W)`` uint8."""
-    items: list[dict[str, Any]] = []
-    images: list[Tensor] = []
-    teacher = teacher.to(next(student.parameters()).device)
+    *,
+    align: Callable[[Batch], None] | None = None,
+    count: int = 12,
+) -> Disagreements:
+    """The first test images whose predicted classes differ.
+
+    None for inputs that are no images, nor for models whose classes do not correspond.
+
+    Args:
+        student: trained.
+        teacher: its teacher; where it is sharded, every process must ask.
+        loader: the test set.
+        align: makes the teacher's classes those of the student.
+        count: most images to keep.
+    """
+    found = Disagreements()
+    device = next(teacher.parameters()).device
+    student.to(device)
     with evaluation_mode(student, teacher):
         for data in loader:
-            batch = to_batch(data)
+            batch = place(to_batch(data), device)
             if not _is_image(batch.inputs) or batch.index is None or batch.labels is None:
-                return [], []
+                return Disagreements()
             _run(batch, student, teacher, align)
             if batch.student.logits.shape != batch.teacher.logits.shape:
-                return [], []
+                return Disagreements()
             ours, theirs = (output.logits.softmax(dim=-1).max(dim=-1) for output in (batch.student, batch.teacher))
             different = (ours.indices != theirs.indices).nonzero().flatten().tolist()
-            for at in different[: count - len(items)]:
-                items.append(
+            for at in different[: count - len(found.items)]:
+                found.items.append(
                     {
                         "index": int(batch.index[at]),
                         "label": int(batch.labels[at]),
@@ -85,10 +94,10 @@ def collect(
                         "teacher_confidence": float(theirs.values[at]),
                     }
                 )
-                images.append(to_uint8(batch.inputs[at]))
-            if len(items) == count:
+                found.images.append(to_uint8(batch.inputs[at]).cpu())
+            if len(found.items) == count:
                 break
-    return items, images
+    return found
 
 
 def _run(batch: Batch, student: nn.Module, teacher: nn.Module, align: Callable[[Batch], None] | None) -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from kdengine.engine.fit import Fit
 from kdengine.engine.forward import check_outputs, run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.processes import join
 from kdengine.engine.result import Result
 from kdengine.recipe.build import make_engine
 from kdengine.recipe.data import Data, make_data, test_loader, training_loader
-from kdengine.recipe.disagreements import write_disagreements
+from kdengine.recipe.disagreements import Disagreements, find_disagreements, write_disagreements
 from kdengine.recipe.load import differences, dump, load, source_at
 from kdengine.recipe.models import load_weights, make_model
 from kdengine.recipe.plan import Plan
+from kdengine.recipe.schema import Recipe
 from kdengine.recipe.teacher import Teacher, get_teacher, new_teacher, teacher_fit
 
 RECIPE = "recipe.toml"
@@ -60,17 +63,20 @@ class Options:
 def run(plan: Plan, options: Options) -> dict[str, Any]:
     """Carry out a recipe; return its summary, which the run directory holds too.
 
+    Several processes carry it out together; the main one alone reads and writes the run directory.
+
     Raises:
         ConfigurationError: the directory holds another run, or something in the recipe cannot work.
     """
-    check_directory(plan, options)
+    on_main = join().on_main
+    on_main(lambda: check_directory(plan, options))
     seeds = [plan.recipe.train.seed + k for k in range(options.seeds or 1)]
-    if (done := finished(plan, options.out, seeds)) is not None:
+    if (done := on_main(lambda: finished(plan, options.out, seeds))) is not None:
         options.say(f"{options.out} is already finished: nothing to do")
         return done
     data = make_data(plan)
     rehearse(plan, data)
-    files.write_text(options.out / RECIPE, dump(plan.recipe))
+    on_main(lambda: files.write_text(options.out / RECIPE, dump(plan.recipe)))
     teacher = get_teacher(plan, data, options.loggers())
     if options.seeds is None:
         return run_seed(plan, data, teacher, options, seeds[0], options.out)
@@ -78,12 +84,10 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     for seed in seeds:
         options.say(f"seed {seed}")
         folder = options.out / f"seed-{seed}"
-        done = rundir.read_summary(folder) if (folder / RECIPE).exists() else None
-        if done is None or not _complete(done, plan):
-            done = run_seed(plan, data, teacher, options, seed, folder)
-        summaries.append(done)
+        done = on_main(partial(finished_seed, plan, folder))
+        summaries.append(done or run_seed(plan, data, teacher, options, seed, folder))
     summary = aggregate(summaries, seeds)
-    rundir.write_summary(options.out, summary)
+    on_main(lambda: rundir.write_summary(options.out, summary))
     return summary
 
 
@@ -141,6 +145,12 @@ def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | No
     return summary if summary.get("seeds", [summary["seed"]]) == list(seeds) else None
 
 
+def finished_seed(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """The summary of one seed of a run, if that seed has nothing left to do."""
+    summary = rundir.read_summary(folder) if (folder / RECIPE).exists() else None
+    return summary if _complete(summary, plan) else None
+
+
 def _complete(summary: Mapping[str, Any] | None, plan: Plan) -> bool:
     """Whether a summary is of a whole run (an engine's own, of the student alone, has no data) of as many epochs."""
     return summary is not None and "data" in summary and summary["epochs"] == plan.recipe.train.epochs
@@ -148,20 +158,20 @@ def _complete(summary: Mapping[str, Any] | None, plan: Plan) -> bool:
 
 def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path) -> dict[str, Any]:
     """One seed: the student alone if asked for, the distilled student, evaluation, summary."""
-    recipe = plan.recipe
-    out.mkdir(parents=True, exist_ok=True)
+    recipe, on_main = plan.recipe, join().on_main
     own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-    files.write_text(out / RECIPE, dump(own))
+    on_main(lambda: write_recipe(out, own))
     baseline = None
     if recipe.baseline:
         _, baseline = train(plan, data, teacher, options, seed, out / BASELINE, alone=True)
     engine, result = train(plan, data, teacher, options, seed, out, alone=False)
     student = trained_student(plan, data, out, seed)
     if teacher is not None:
-        align = None if recipe.train.classes is None else Aligner(recipe.train.classes)
-        write_disagreements(out, student, teacher.module, test_loader(plan, data), data.classes, align=align)
+        found = compare_outputs(plan, data, student, teacher)
+        on_main(lambda: write_disagreements(out, found, data.classes))
+    stored = on_main(lambda: rundir.read_summary(out)) or {}
     summary = {
-        **{key: value for key, value in (rundir.read_summary(out) or {}).items() if key not in ("teacher", "baseline")},
+        **{key: value for key, value in stored.items() if key not in ("teacher", "baseline")},
         "name": recipe.name,
         "description": recipe.description,
         "teacher": None if teacher is None else teacher_entry(plan, data, teacher),
@@ -171,8 +181,21 @@ def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, 
         "monitor": recipe.evaluate.monitor or recipe.evaluate.metrics[0],
         "device": str(engine.runtime.device),
     }
-    rundir.write_summary(out, summary)
+    on_main(lambda: rundir.write_summary(out, summary))
     return summary
+
+
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Make the directory of one seed, with its recipe."""
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_text(out / RECIPE, dump(recipe))
+
+
+def compare_outputs(plan: Plan, data: Data, student: nn.Module, teacher: Teacher) -> Disagreements:
+    """Where student and teacher disagree on the test set."""
+    classes = plan.recipe.train.classes
+    align = None if classes is None else Aligner(classes)
+    return find_disagreements(student, teacher.module, test_loader(plan, data), align=align)
 
 
 def train(

@@ -82,6 +82,7 @@ class TeacherTable(ModelTable):
 
     train: TeacherTrainTable | None = Field(None, description="how to train it; kept in a cache")
     source: str | dict[str, Any] | None = Field(None, description="teacher source; the live module when absent")
+    shard: bool = Field(False, description="several processes keep shards of it instead of copies")
 
 
 class LossTable(ComponentTable):
@@ -96,6 +97,7 @@ class TrainTable(Table):
     epochs: int = Field(ge=1, description="passes over the training set")
     seed: int = Field(0, ge=0, description="seeds weights, order, labels and transforms")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="of several processes: copies or shards")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     clip: float | None = Field(None, gt=0.0, description="largest gradient norm")
@@ -121,8 +123,9 @@ class Recipe(Table):
     """A whole recipe."""
 
     FLEXIBLE: ClassVar[tuple[tuple[str, ...], ...]] = (
-        ("train", "epochs"), ("train", "device"), ("train", "log_every"), ("train", "checkpoint_every"),
-        ("train", "keep"), ("data", "workers"), ("loggers",), ("description",), ("name",),
+        ("train", "epochs"), ("train", "device"), ("train", "strategy"), ("train", "log_every"),
+        ("train", "checkpoint_every"), ("train", "keep"), ("teacher", "shard"), ("data", "workers"), ("loggers",),
+        ("description",), ("name",),
     )  # fmt: skip
     """Keys that may change when a run is resumed; epochs may only grow."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from kdengine.engine import rundir
 from kdengine.engine.engine import Engine
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.processes import join
 from kdengine.engine.runtime import choose_device
 from kdengine.recipe.build import teacher_engine
 from kdengine.recipe.data import Data, test_loader, training_loader
@@ -51,16 +53,23 @@ def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | 
     module = new_teacher(plan, data)
     if table.train is None:
         return Teacher(module, seconds=None, cached=False)
-    folder = cached_at(plan, data)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{folder.name}.lock"):
-        summary = rundir.read_summary(folder)
+    on_main = join().on_main
+    folder = on_main(lambda: cached_at(plan, data))
+    with ExitStack() as locked:
+        summary = on_main(lambda: _locked_summary(folder, locked))
         if summary is None:
             engine, loader = teacher_fit(plan, data, module, out=folder, loggers=loggers)
             engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
     load_weights(module, folder / rundir.STUDENT, "teacher")
-    seconds = rundir.load_run(folder).summary["student"]["seconds"]
+    seconds = on_main(lambda: rundir.load_run(folder)).summary["student"]["seconds"]
     return Teacher(module, seconds=seconds, cached=summary is not None)
+
+
+def _locked_summary(folder: Path, locked: ExitStack) -> dict[str, Any] | None:
+    """The summary of a teacher in the cache, read under a lock that the stack holds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    locked.enter_context(FileLock(folder.parent / f"{folder.name}.lock"))
+    return rundir.read_summary(folder)
 
 
 def new_teacher(plan: Plan, data: Data) -> nn.Module:
@@ -105,7 +114,7 @@ def key(plan: Plan, data: Data) -> str:
     recipe = plan.recipe
     assert recipe.teacher is not None
     facts: dict[str, Any] = {
-        "teacher": recipe.teacher.model_dump(mode="json", exclude_none=True, exclude={"source"}),
+        "teacher": recipe.teacher.model_dump(mode="json", exclude_none=True, exclude={"source", "shard"}),
         "data": recipe.data.model_dump(mode="json", exclude_none=True, exclude={"labelled", "workers"}),
         "content": [_fingerprint(data.train), *data.classes],
         "optimizer": recipe.optimizer.model_dump(mode="json", exclude_none=True),

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdengine.engine.assembly import Aligner
 from kdengine.engine.loader import Loader
-from kdengine.recipe.disagreements import IMAGES, ITEMS, to_uint8, write_disagreements
+from kdengine.recipe.disagreements import IMAGES, ITEMS, find_disagreements, to_uint8, write_disagreements
 
 
 class Constant(nn.Module):
@@ -30,7 +30,8 @@ def loader(shape=(1, 4, 4), items=30) -> Loader:
 
 
 def write(tmp_path, student, teacher, data=None, **options):
-    write_disagreements(tmp_path, student, teacher, data or loader(), ["a", "b", "c"], **options)
+    found = find_disagreements(student, teacher, data or loader(), **options)
+    write_disagreements(tmp_path, found, ["a", "b", "c"])
     return json.loads((tmp_path / ITEMS).read_text()) if (tmp_path / ITEMS).exists() else None
 
 

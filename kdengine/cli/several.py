@@ -1,0 +1,51 @@
+"""One command line in several processes, as ``torchrun`` starts it: one of them speaks, all leave together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+
+def rank() -> int:
+    """This process among those that torchrun has started, from 0."""
+    return int(os.environ.get("RANK", "0")) if is_several() else 0
+
+
+def is_several() -> bool:
+    """Whether torchrun has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main() -> bool:
+    """Whether this process speaks."""
+    return rank() == 0
+
+
+def hush() -> None:
+    """Close standard output in every process but the main one; errors are still told."""
+    if not is_main():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - as long as the process lives
+
+
+def explain(error: BaseException) -> BaseException:
+    """What to tell of an error: which process was lost, where that is the reason."""
+    if not is_several():
+        return error
+    from kdengine.engine.processes import join
+
+    return join().explain(error)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, together with the others if all went well.
+
+    A process group that Python tears down may abort at exit, so what has to be done is done here.
+    """
+    if is_several() and code == 0:
+        from kdengine.engine.processes import join
+
+        join().end()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
