@@ -15,6 +15,7 @@ from kdengine.api.errors import (
     KDEngineError,
     NonFiniteError,
     PluginError,
+    ProcessError,
 )
 from kdengine.api.hooks import HOOK_VERSION, hookimpl
 from kdengine.api.logger import Logger, RunInfo
@@ -43,6 +44,7 @@ __all__ = [
     "NonFiniteError",
     "Output",
     "PluginError",
+    "ProcessError",
     "Progress",
     "RunInfo",
     "Scalar",

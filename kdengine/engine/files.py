@@ -261,10 +261,15 @@ def _is_abandoned(path: Path) -> bool:
         return False
     if int(pid) == os.getpid():  # in a restarted container a dead run had this very number
         return path.absolute() not in _open_temporaries
-    return not _is_running(int(pid))
+    return not is_running(int(pid))
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; one that has died and waits for its parent to notice does not.
+
+    >>> is_running(os.getpid())
+    True
+    """
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
     try:
@@ -273,4 +278,8 @@ def _is_running(pid: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such file system, or gone meanwhile
+        return True
+    return state not in "ZX"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -18,13 +20,14 @@ import torch
 import torch.distributed as dist
 
 from kdengine.api.errors import ConfigurationError, KDEngineError, ProcessError
+from kdengine.engine.files import is_running
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)
 """How long one process waits for another in a collective of a group that is made here."""
-ROLL_CALL = timedelta(seconds=5)
-"""How long the others have to answer, once one of them is missed."""
+PATIENCE_FOR_NEWS = timedelta(seconds=5)
+"""How long to look for the reason when a process was lost; word from another machine may take a moment."""
 
 
 class Processes:
@@ -103,6 +106,8 @@ class Group(Processes):
         self.made_here = made_here
         self._default = dist.group.WORLD
         self._host: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._store: Any = dist.distributed_c10d._get_default_store()
+        self._places = self.share((socket.gethostname(), os.getpid()))
 
     @property
     def is_current(self) -> bool:
@@ -129,37 +134,43 @@ class Group(Processes):
     def explain(self, error: BaseException) -> BaseException:
         """The error to raise in place of one that was raised while training.
 
-        A failed collective says which address was lost. A roll call over the store of the process group finds out
-        which process that was, and why where it could still say so.
+        A failed collective says at best which address was lost. Who of the processes on this machine has died is asked
+        of the system; the others say so themselves, as long as they can, in the store of the process group.
         """
-        store = dist.distributed_c10d._get_default_store()
         if not is_lost_peer(error):
-            with suppress(Exception):
-                store.set(f"kdengine/left/{self.rank}", _name(error))
+            self._tell(error)
             return error
-        try:
-            missing = self._roll_call(store)
-        except Exception:
-            missing = ["process 0, which keeps the store of the process group, does not answer"]
-        if not missing:
-            missing = ["every process answers, so that the connection itself must have failed"]
-        return ProcessError(f"process {self.rank} of {self.world} lost another: {'; '.join(missing)}")
+        lost = self._who_left()
+        told = ProcessError(
+            f"process {self.rank} of {self.world} lost another: {'; '.join(lost) or 'all others answer'}. "
+            "The run directory holds its last checkpoint; go on from there"
+        )
+        self._tell(told)
+        return told
 
-    def _roll_call(self, store: Any) -> list[str]:
-        """What is wrong with the processes that do not answer, or have left."""
-        store.set(f"kdengine/alive/{self.rank}", "yes")
-        found = []
-        for rank in range(self.world):
-            if rank == self.rank:
-                continue
-            if store.check([f"kdengine/left/{rank}"]):
-                found.append(f"process {rank} ended with {store.get(f'kdengine/left/{rank}').decode()}")
-                continue
-            try:
-                store.wait([f"kdengine/alive/{rank}"], ROLL_CALL)
-            except Exception:
-                found.append(f"process {rank} does not answer; was it killed?")
-        return found
+    def _tell(self, error: BaseException) -> None:
+        """Leave word for the others why this process ends."""
+        with suppress(Exception):
+            self._store.set(f"kdengine/left/{self.rank}", _name(error))
+
+    def _who_left(self) -> list[str]:
+        """The processes that have died or left, and why where they could say so."""
+        deadline = time.monotonic() + PATIENCE_FOR_NEWS.total_seconds()
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        while True:
+            found = [reason for rank in others if (reason := self._why_gone(rank)) is not None]
+            if found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
+    def _why_gone(self, rank: int) -> str | None:
+        with suppress(Exception):  # the store may have gone with the process that kept it
+            if self._store.check([f"kdengine/left/{rank}"]):
+                return f"process {rank} ended with {self._store.get(f'kdengine/left/{rank}').decode()}"
+        host, pid = self._places[rank]
+        if host == self._places[self.rank][0] and not is_running(pid):
+            return f"process {rank} (pid {pid}) is gone; was it killed?"
+        return None
 
     def end(self) -> None:
         """Leave the group together, where it was made here."""

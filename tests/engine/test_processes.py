@@ -34,12 +34,18 @@ def conversation():
 def test_every_process_hears_the_same():
     first, second = in_processes(2, conversation)
     failures = first.pop("failure"), second.pop("failure")
-    assert first == second
-    assert first["gathered"] == [[0, 7], [1, 7]]
-    assert first["shared"] == [{"rank": 0}, {"rank": 1}]
-    assert (first["largest"], first["main"]) == ([1, 0], "from 0")
+    assert (
+        first
+        == second
+        == {
+            "gathered": [[0, 7], [1, 7]],
+            "shared": [{"rank": 0}, {"rank": 1}],
+            "largest": [1, 0],
+            "main": "from 0",
+        }
+    )
     assert failures[0].startswith("ZeroDivisionError")
-    assert failures[1] == "ProcessError: process 0 of 2 failed: ZeroDivisionError: " + failures[0].partition(": ")[2]
+    assert failures[1] == f"ProcessError: process 0 of 2 failed: {failures[0]}"
 
 
 def test_a_process_on_its_own_hears_itself():
@@ -77,7 +83,7 @@ def test_a_killed_process_ends_the_others_with_a_message_that_names_it(world, ra
         else:
             assert kind == "failed"
             assert f"ProcessError: process {other} of {world} lost another" in said
-            assert f"process {rank} does not answer" in said
+            assert f"process {rank} (pid " in said
 
 
 def test_a_process_that_fails_is_named_with_its_reason():
@@ -112,7 +118,7 @@ def test_processes_with_fewer_batches_keep_up_with_the_others(counts):
 
 
 def with_bare_loader():
-    with pytest.raises(kdengine.ConfigurationError, match="kdengine.loader"):
+    with pytest.raises(kdengine.ConfigurationError, match=r"kdengine\.loader"):
         engine(device=device()).fit(torch.utils.data.DataLoader(items(), 4), epochs=1)
     data = items()
     sampler = torch.utils.data.DistributedSampler(data, seed=3)
