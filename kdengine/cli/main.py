@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdengine import _interrupts as interrupts
 from kdengine._version import __version__
 from kdengine.cli import build, env, listing, running, runs, several
 
@@ -21,21 +22,30 @@ app = typer.Typer(name="kdengine", add_completion=False, pretty_exceptions_enabl
 
 
 class CommandInterruptedError(Exception):
-    """Ctrl-C; typer would leave with the exit code alone, without a word."""
+    """A signal; typer would leave with the exit code alone, without a word.
+
+    Attributes:
+        code: the exit code.
+        word: what became of the command.
+    """
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__()
+        terminated = isinstance(reason, interrupts.Terminated)
+        self.code, self.word = (TERMINATED, "terminated") if terminated else (INTERRUPTED, "interrupted")
+        for note in getattr(reason, "__notes__", ()):
+            self.add_note(note)
 
 
 def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Let Ctrl-C leave a command as an exception that typer passes on, with its notes."""
+    """Let a signal leave a command as an exception that typer passes on, with its notes."""
 
     @wraps(command)
     def call(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except KeyboardInterrupt as error:
-            passed_on = CommandInterruptedError()
-            for note in getattr(error, "__notes__", ()):
-                passed_on.add_note(note)
-            raise passed_on from error
+        except (KeyboardInterrupt, interrupts.Terminated) as error:
+            raise CommandInterruptedError(error) from error
 
     return call
 
@@ -57,8 +67,8 @@ for command in COMMANDS:
     app.command()(interruptible(command))
 app.add_typer(listing.plugins_app, name="plugins")
 
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-"""Exit codes: what the user can mend, everything else that went wrong, and Ctrl-C."""
+USAGE, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+"""Exit codes: what the user can mend, everything else that went wrong, Ctrl-C, and SIGTERM."""
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +90,8 @@ def kdengine(
 def main() -> None:
     """The ``kdengine`` command."""
     several.hush()
-    code = invoke(sys.argv[1:])
+    with interrupts.watching():
+        code = invoke(sys.argv[1:])
     if several.is_several():
         several.leave(code)
     sys.exit(code)
@@ -102,7 +113,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader left, as in `kdengine recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, interrupts.Terminated) as error:
         if debug:
             traceback.print_exc()
         return explain(several.explain(error))
@@ -130,8 +141,10 @@ def usage_error() -> type[Exception]:
 
 def verdict(error: BaseException) -> tuple[int, str]:
     """The exit code and the message of an exception."""
-    if isinstance(error, KeyboardInterrupt | CommandInterruptedError):
-        return INTERRUPTED, "interrupted"
+    if isinstance(error, KeyboardInterrupt | interrupts.Terminated):
+        error = CommandInterruptedError(error)
+    if isinstance(error, CommandInterruptedError):
+        return error.code, error.word
     if isinstance(error, OSError):
         return USAGE, f"error: {describe_os_error(error)}"
     from kdengine.api.errors import KDEngineError, NonFiniteError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdengine import _interrupts as interrupts
 from kdengine.cli import planning, tables
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(
         typer.echo(f"{'going on with' if resume and not made else 'writing'} {folder}")
     try:
         summary = carry_out(plan, options)
-    except (KeyboardInterrupt, OSError) as error:
+    except (KeyboardInterrupt, interrupts.Terminated, OSError) as error:
         if (folder / "recipe.toml").exists():
             again = f" --seeds {seeds}" if seeds else ""
             error.add_note(f"To go on where it stopped: kdengine run --resume --out {folder}{again}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdengine import _interrupts as interrupts
 from kdengine.api import (
     Batch,
     BatchTransform,
@@ -355,7 +356,8 @@ class Engine:
     def _train(self, fit: Fit) -> None:
         status = "failed"
         try:
-            loop.run(fit)
+            with interrupts.watching(), interrupts.deferred():
+                loop.run(fit)
             if fit.models.guard is not None:
                 fit.models.guard.confirm()
             status = "stopped" if fit.stopping else "finished"

@@ -41,6 +41,7 @@ def measure(
     runtime: Runtime,
     to_batch: Callable[[Any], Batch],
     model: nn.Module | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float | None]:
     """Every metric over every batch of a loader.
 
@@ -55,6 +56,7 @@ def measure(
         runtime: where.
         to_batch: reads a loader's item as a batch.
         model: evaluated in the student's place (its moving average).
+        pause: called after each batch; may leave by raising.
     """
     student = models.student if model is None else model
     teach = any(metric.needs_teacher for metric in metrics.values())
@@ -74,6 +76,7 @@ def measure(
             for metric in metrics.values():
                 metric.update(seen)
             batches += 1
+            pause()
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
     return {name: metric.compute() for name, metric in metrics.items()}
@@ -115,6 +118,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
             runtime=fit.runtime,
             to_batch=fit.to_batch,
             model=model,
+            pause=fit.leave_if_asked,
         )
     context.metrics = values
     fit.latest = {**values, "step": float(fit.position.step)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kdengine import _interrupts as interrupts
 from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
 from kdengine.engine.features import Capture
 from kdengine.engine.feed import Feed
@@ -40,6 +41,14 @@ class Settings:
     keep: int = 2
     monitor: str | None = None
     gradient_shares: bool = False
+
+
+class Interrupted(BaseException):
+    """A signal asked to leave, at a place where a checkpoint can be taken."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
 
 
 @dataclass(slots=True)
@@ -121,6 +130,7 @@ class Fit:
     seconds: float = 0.0
     stopping: bool = False
     saving: bool = False
+    signal: int = 0
     checked: bool = False
 
     def progress(self) -> Progress:
@@ -138,7 +148,18 @@ class Fit:
         return self.runtime.any(skip)
 
     def agree(self) -> None:
-        """Do what any process decided: stop, or write a checkpoint."""
+        """Let every process know what any of them decided: to stop, to write a checkpoint, to follow a signal."""
+        self.signal = interrupts.pending()
         if self.runtime.several:
-            stopping, saving = self.runtime.processes.largest([self.stopping, self.saving])
+            stopping, saving, self.signal = self.runtime.processes.largest([self.stopping, self.saving, self.signal])
             self.stopping, self.saving = bool(stopping), bool(saving)
+
+    def leave_if_asked(self) -> None:
+        """Between two batches of an evaluation: leave, if a signal has asked any process to.
+
+        Raises:
+            Interrupted: it has.
+        """
+        self.agree()
+        if self.signal:
+            raise Interrupted(self.signal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,6 +146,7 @@ class Loader:
             self._samples,
             batch_sampler=self.order,
             collate_fn=_as_is,
+            worker_init_fn=_leave_to_parent,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -208,6 +210,11 @@ def check_dataset(dataset: Any, batch_size: int, drop_last: bool) -> None:
         raise ConfigurationError(
             f"the data set has {len(dataset)} items, fewer than batch_size {batch_size}, and drop_last leaves no batch"
         )
+
+
+def _leave_to_parent(_worker: int) -> None:
+    """Ctrl-C reaches the workers too; what becomes of them is the main process's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:

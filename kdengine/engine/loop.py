@@ -30,11 +30,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from kdengine import _interrupts as interrupts
 from kdengine.api import Batch
 from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
 from kdengine.engine.evaluate import evaluate
-from kdengine.engine.fit import Fit
+from kdengine.engine.fit import Fit, Interrupted
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.objective import Masks
@@ -48,8 +49,12 @@ def run(fit: Fit) -> None:
     calls = fit.calls
     if calls.fit_start is not None:
         calls.fit_start(fit.context)
-    while fit.position.epoch < fit.epochs and not fit.stopping:
-        run_epoch(fit)
+    try:
+        while fit.position.epoch < fit.epochs and not fit.stopping:
+            run_epoch(fit)
+    except Interrupted as interruption:
+        save(fit)
+        raise interrupts.as_exception(interruption.signal) from None
 
 
 def run_epoch(fit: Fit) -> None:
@@ -73,6 +78,8 @@ def run_epoch(fit: Fit) -> None:
             save(fit)
         if fit.stopping:
             break
+        if fit.signal:
+            raise Interrupted(fit.signal)
     else:
         end_epoch(fit, clock)
 

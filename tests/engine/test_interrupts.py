@@ -1,0 +1,157 @@
+"""Real signals in every phase of a fit: what is under way is finished or undone, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+import kdengine
+from kdengine.engine import checkpoint
+from tests.engine.common import engine, items, mlp
+from tests.engine.several import device, in_processes, outcome, start
+
+CODES = {signal.SIGTERM: "SystemExit 143", signal.SIGINT: "KeyboardInterrupt None"}
+
+
+class Signaller:
+    """Sends its own process a signal in a phase of step 3, or of the evaluation after it."""
+
+    kdengine_hook_version = 1
+    kdengine_name = "signaller"
+
+    def __init__(self, phase, number, times=1, rank=0):
+        self.phase, self.number, self.times, self.rank = phase, number, times, rank
+        self.step = 0
+
+    def send(self, phase):
+        if phase == self.phase and self.step >= 3 and self.rank == int(os.environ.get("RANK", "0")):
+            self.phase = None
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+    @kdengine.hookimpl
+    def kdengine_on_fit_start(self, context):
+        self.step = 3 if self.phase == "start" else 0
+        self.send("start")
+
+    @kdengine.hookimpl
+    def kdengine_on_step_start(self, context):
+        self.step = context.step
+
+    @kdengine.hookimpl
+    def kdengine_on_teacher_output(self, context):
+        self.send("forward")
+
+    @kdengine.hookimpl
+    def kdengine_on_backward_end(self, context):
+        self.send("backward")
+
+    @kdengine.hookimpl
+    def kdengine_on_step_end(self, context):
+        self.send("step end")
+
+    @kdengine.hookimpl
+    def kdengine_on_evaluate_start(self, context):
+        self.send("evaluation")
+
+    @kdengine.hookimpl
+    def kdengine_on_epoch_end(self, context):
+        self.send("epoch end")
+
+    def state_dict(self):
+        self.send("save")
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+PHASES = ("start", "forward", "backward", "step end", "evaluation", "epoch end", "save")
+
+
+def train(out, plugins=(), strategy="ddp"):
+    """How a fit of a student with dropout ended, and its bits."""
+    student = mlp(dropout=0.2)
+    trained = engine(
+        student, out=out, seed=1, plugins=plugins, checkpoint_every=3, ema=0.9, metrics={"top1": "top1"},
+        device=device(), strategy=strategy,
+    )  # fmt: skip
+    try:
+        trained.fit(kdengine.loader(items(), 8, seed=2), kdengine.loader(items(), 5, shuffle=False), epochs=2,
+                    resume="auto")  # fmt: skip
+    except BaseException as error:
+        return f"{type(error).__bases__[0].__name__ if isinstance(error, SystemExit) else type(error).__name__} " + str(
+            getattr(error, "code", None)
+        )
+    return [p.tolist() for p in student.state_dict().values()]
+
+
+def train_and_signal(out, phase, number, times=1, rank=0):
+    return train(out, [Signaller(phase, number, times, rank)])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return {world: in_processes(world, train, tmp_path_factory.mktemp("whole") / str(world))[0] for world in (1, 2)}
+
+
+QUICK = {("forward", signal.SIGTERM), ("evaluation", signal.SIGINT), ("save", signal.SIGTERM)}
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        pytest.param(
+            phase, number, marks=[] if (phase, number) in QUICK else pytest.mark.slow, id=f"{phase}-{number.name}"
+        )
+        for phase in PHASES
+        for number in CODES
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_from_which_the_same_bits_come(tmp_path, uninterrupted, phase, number):
+    (ended,) = in_processes(1, train_and_signal, tmp_path / "run", phase, number)
+    assert ended == CODES[number]
+    damaged = []
+    latest = checkpoint.find_latest(tmp_path / "run" / "checkpoints", on_damaged=lambda *found: damaged.append(found))
+    assert latest is not None
+    assert damaged == []
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+    assert in_processes(1, train, tmp_path / "run")[0] == uninterrupted[1]
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+def test_a_second_signal_leaves_at_once(tmp_path, number):
+    (started,) = start(1, train_and_signal, tmp_path / "run", "forward", number, 2)
+    assert outcome(*started) == ("died", 128 + number)
+
+
+@pytest.mark.parametrize(
+    "phase", ["forward", *(pytest.param(p, marks=pytest.mark.slow) for p in ("evaluation", "save"))]
+)
+def test_all_processes_leave_when_one_of_them_is_signalled(tmp_path, uninterrupted, phase):
+    ended = in_processes(2, train_and_signal, tmp_path / "run", phase, signal.SIGTERM, 1, 1)
+    assert ended == ["SystemExit 143"] * 2
+    assert in_processes(2, train, tmp_path / "run")[0] == uninterrupted[2]
+
+
+def test_a_fit_without_a_run_directory_leaves_its_student_usable():
+    student = mlp()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        engine(student, plugins=[Signaller("forward", signal.SIGINT)]).fit(kdengine.loader(items(), 4), epochs=2)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert all(torch.isfinite(p).all() and p.grad is None for p in student.parameters())
+
+
+def test_handlers_of_the_program_are_left_alone(tmp_path):
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("mine"))
+    try:
+        plugins = [Signaller("forward", signal.SIGTERM)]
+        assert engine(plugins=plugins).fit(kdengine.loader(items(), 8), epochs=1).status == "finished"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == ["mine"]
