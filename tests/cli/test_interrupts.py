@@ -40,7 +40,7 @@ def kdengine_loggers():
 @kdengine.hookimpl
 def kdengine_on_step_start(context):
     if context.step == 25:
-        send("compiled step" if context.step == 0 else "step")
+        send("step")
 
 
 @kdengine.hookimpl
@@ -65,6 +65,7 @@ EXITS = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted"
 )
 def test_a_signal_ends_a_run_that_can_go_on(place, process, monkeypatch, phase, number):
     monkeypatch.setenv("KDENGINE_CACHE", str(place / "cache"))
+    monkeypatch.setenv("KDENGINE_BACKEND", "python")  # that cache is empty: nothing is to be compiled into it
     (place / "mark.py").write_text(PLUGIN.format(phase=phase, number=int(number)))
     recipe = (place / "small.toml").read_text() + 'plugins = ["mark.py"]\nloggers = ["mark"]\n'
     (place / "signalled.toml").write_text(recipe)
