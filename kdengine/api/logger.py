@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,15 @@ class RunInfo:
 class Logger(ABC):
     """Receives records; never changes training. A logger that fails is reported once and then left alone.
 
-    Override what is of interest. ``kind`` is ``"train"`` (loss terms, weights, schedules, rate) or ``"evaluate"``
-    (metrics).
+    Override what is of interest. ``kind`` is ``"train"`` (loss terms, weights, schedules, rate), ``"evaluate"``
+    (metrics), or for a logger that asks for it ``"step"``.
+
+    Attributes:
+        steps: whether it also takes a record of every optimizer step: ``batch`` (a digest of the items), ``loss``,
+            each term, ``lr``.
     """
+
+    steps: ClassVar[bool] = False
 
     def start(self, run: RunInfo) -> None:
         """A fit begins, or goes on after a resume."""

@@ -16,7 +16,7 @@ import typer
 
 from kdengine import _interrupts as interrupts
 from kdengine._version import __version__
-from kdengine.cli import build, env, listing, running, runs, several
+from kdengine.cli import build, compare, env, listing, running, runs, several
 
 app = typer.Typer(name="kdengine", add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,6 +53,7 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 COMMANDS: tuple[Callable[..., None], ...] = (
     running.run,
     running.check,
+    compare.compare,
     runs.evaluate,
     runs.report,
     runs.export,

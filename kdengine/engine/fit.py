@@ -122,6 +122,7 @@ class Fit:
     to_batch: Callable[[Any], Batch]
     found: Flag
     position: Position = field(default_factory=Position)
+    noted: dict[int, dict[str, Any]] = field(default_factory=dict)
     latest: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from kdengine.api import ConfigurationError, Logger, RunInfo
@@ -28,13 +28,17 @@ class Loggers:
     def __init__(self, loggers: Mapping[str, Logger]) -> None:
         self.active = dict(loggers)
         self.failed: dict[str, str] = {}
+        self.of_steps = {name for name, logger in loggers.items() if logger.steps}
 
-    def _each(self, method: str, *args: Any, **kwargs: Any) -> None:
+    def _each(self, method: str, *args: Any, only: Collection[str] | None = None, **kwargs: Any) -> None:
         for name, logger in list(self.active.items()):
+            if only is not None and name not in only:
+                continue
             try:
                 getattr(logger, method)(*args, **kwargs)
             except Exception as error:
                 del self.active[name]
+                self.of_steps.discard(name)
                 self.failed[name] = f"{type(error).__name__}: {error}"
                 self.message(f"logger {name!r} failed in {method} and is left out from here on: {self.failed[name]}")
 
@@ -45,6 +49,10 @@ class Loggers:
     def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
         """One record to every logger."""
         self._each("log", record, step=step, kind=kind)
+
+    def log_step(self, record: Mapping[str, Any], *, step: int) -> None:
+        """The record of one step, to those loggers that take them."""
+        self._each("log", record, step=step, kind="step", only=self.of_steps)
 
     def message(self, text: str) -> None:
         """One line for a person."""
@@ -71,11 +79,11 @@ def make_loggers(given: Sequence[LoggerLike] | None, host: Host, *, records: boo
     Args:
         given: what the user asked for; None for the console.
         host: finds loggers by name.
-        records: whether the run directory's ``metrics.jsonl`` is written too.
+        records: whether the run directory's ``metrics.jsonl`` and ``steps.jsonl`` are written too.
     """
     wanted: list[LoggerLike] = ["console"] if given is None else list(given)
-    if records and "jsonl" not in wanted:
-        wanted.append("jsonl")
+    if records:
+        wanted += [name for name in ("jsonl", "steps") if name not in wanted]
     made: dict[str, Logger] = {}
     for item in wanted:
         name, logger = _make(item, host)

@@ -34,6 +34,7 @@ from kdengine import _interrupts as interrupts
 from kdengine.api import Batch
 from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
+from kdengine.engine.digest import MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
@@ -134,7 +135,7 @@ def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> No
     for batch in window:
         masks.append(fit.objective.masks(batch))
         counts.append(fit.objective.count(batch, masks[-1]))
-    divisors = fit.runtime.sum_counts(list(map(sum, zip(*counts, strict=True))))
+    divisors = sum_counts(fit, window, counts)
     if fit.models.guard is not None:
         fit.models.guard.check()
     for micro in range(len(window) - 1):
@@ -143,6 +144,16 @@ def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> No
     differentiate(fit, len(window) - 1, window[-1], masks[-1], counts[-1], divisors, scale)
     fit.strategy.complete()
     fit.sample = window[-1]
+
+
+def sum_counts(fit: Fit, window: list[Batch], counts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """D of each term; notes a digest of the step's items for its record, which follows when losses can be read."""
+    own = list(map(sum, zip(*counts, strict=True)))
+    if fit.out is None:
+        return fit.runtime.sum_counts(own)
+    *divisors, items = fit.runtime.sum_counts([*own, sum(map(digest, window))])
+    fit.noted[fit.position.step] = {"batch": f"{items % MODULUS:012x}", "lr": learning_rate(fit)}
+    return divisors
 
 
 def differentiate(
@@ -206,6 +217,7 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
     if fit.models.source is not None and fit.models.source.evolving:
         fit.models.source.update(fit.models.student)
     if report is not None:
+        log_step(fit, report)
         fit.interval.add(report)
         fit.epoch_means.add(report)
     fit.position.step += 1
@@ -218,8 +230,10 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
 def end_epoch(fit: Fit, clock: Clock) -> None:
     """Evaluation, the epoch's record, the hook, the checkpoint."""
     last = fit.ledger.flush()
-    if last is not None and judge(fit, last):
-        fit.epoch_means.add(last)
+    if last is not None:
+        log_step(fit, last)
+        if judge(fit, last):
+            fit.epoch_means.add(last)
     number = fit.position.epoch + 1
     record: dict[str, float | None] = {
         "epoch": number,
@@ -248,6 +262,16 @@ def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
     if fit.lr_waits and (watched := values.get(fit.settings.monitor or next(iter(values), ""))) is not None:
         fit.lr_scheduler.step(watched)
     return values
+
+
+def log_step(fit: Fit, report: StepReport) -> None:
+    """The record of one step, for loggers that take them."""
+    noted = fit.noted.pop(report.step, None)
+    if noted is None or not fit.loggers.of_steps:
+        return
+    terms = {name: value for name, value in zip(fit.objective.names, report.terms, strict=True) if value == value}
+    record = {"batch": noted["batch"], "loss": report.loss, **terms, "lr": noted["lr"]}
+    fit.loggers.log_step(record, step=report.step + 1)
 
 
 def log_training(fit: Fit, clock: Clock) -> None:

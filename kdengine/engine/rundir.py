@@ -20,6 +20,7 @@ from kdengine.ops import backend_info
 
 SUMMARY = "summary.json"
 RECORDS = "metrics.jsonl"
+STEPS = "steps.jsonl"
 STUDENT = "student.safetensors"
 CHECKPOINTS = "checkpoints"
 
@@ -96,7 +97,7 @@ def read_student(path: Path) -> dict[str, Tensor]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl`` up to a line that is none; a kill leaves the last one torn."""
+    """The records of a JSON lines file up to a line that is none; a kill leaves the last one torn."""
     if not path.is_file():
         return []
     records = []

@@ -12,4 +12,5 @@ def kdengine_loggers() -> Components:
     return {
         "console": "kdengine.loggers.console:Console",
         "jsonl": "kdengine.loggers.jsonl:Jsonl",
+        "steps": "kdengine.loggers.steps:Steps",
     }

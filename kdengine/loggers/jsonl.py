@@ -7,11 +7,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from kdengine.api import Logger, RunInfo
-
-NAME = "metrics.jsonl"
 
 
 class Jsonl(Logger):
@@ -21,6 +19,8 @@ class Jsonl(Logger):
     null; what JSON has no number for is a string that ``float()`` reads: ``"NaN"``, ``"Infinity"``, ``"-Infinity"``.
     A resume cuts the file back to the checkpoint; a fresh fit starts an empty file.
     """
+
+    name: ClassVar[str] = "metrics.jsonl"
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
@@ -32,7 +32,7 @@ class Jsonl(Logger):
         if run.out is None:
             return
         run.out.mkdir(parents=True, exist_ok=True)
-        path = run.out / NAME
+        path = run.out / self.name
         size = 0
         if run.step:
             size = whole_lines(path)
