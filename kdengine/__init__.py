@@ -26,7 +26,7 @@ _API = (
     "HOOK_VERSION", "Batch", "BatchTransform", "CheckpointContext", "CheckpointError", "ConfigurationError",
     "Decision", "EvaluateContext", "ExceptionContext", "FitContext", "KDEngineError", "Logger", "Loss", "Metric",
     "Needs", "NonFiniteError", "Output", "PluginError", "ProcessError", "Progress", "RunInfo", "Scalar", "Schedule",
-    "StepContext", "TeacherSource", "Weight", "from_callable", "hookimpl",
+    "StepContext", "TeacherSource", "Weight", "from_callable", "gather", "hookimpl",
 )  # fmt: skip
 
 _HOMES = {

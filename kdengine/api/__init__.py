@@ -17,6 +17,7 @@ from kdengine.api.errors import (
     PluginError,
     ProcessError,
 )
+from kdengine.api.gather import gather
 from kdengine.api.hooks import HOOK_VERSION, hookimpl
 from kdengine.api.logger import Logger, RunInfo
 from kdengine.api.loss import Loss, Needs, Weight, from_callable
@@ -53,5 +54,6 @@ __all__ = [
     "TeacherSource",
     "Weight",
     "from_callable",
+    "gather",
     "hookimpl",
 ]

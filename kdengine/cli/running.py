@@ -48,7 +48,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and the outcome.")] = False,
 ) -> None:
     """Train the teacher, the student alone and the distilled student; write a run directory and a report."""
-    from kdengine.engine.processes import join
+    from kdengine.api.processes import join
     from kdengine.recipe.run import Options
     from kdengine.recipe.run import run as carry_out
 

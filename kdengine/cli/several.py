@@ -32,7 +32,7 @@ def explain(error: BaseException) -> BaseException:
     """What to tell of an error: which process was lost, where that is the reason."""
     if not is_several():
         return error
-    from kdengine.engine.processes import join
+    from kdengine.api.processes import join
 
     return join().explain(error)
 
@@ -43,7 +43,7 @@ def leave(code: int) -> NoReturn:
     A process group that Python tears down may abort at exit, so what has to be done is done here.
     """
     if is_several() and code == 0:
-        from kdengine.engine.processes import join
+        from kdengine.api.processes import join
 
         join().end()
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from kdengine.engine.batching import place
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
-from kdengine.engine.forward import run_pair
+from kdengine.engine.forward import run_pair, run_student
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
@@ -169,17 +169,15 @@ def make_strategy(
 def _leaves_out(
     objective: Objective, models: Models, precision: Precision, runtime: Runtime, example: Callable[[], Batch]
 ) -> bool:
-    """Whether the objective of an example leaves some trainable parameter without a gradient."""
-    host_batch = example()
-    masks = objective.masks(host_batch)
-    counts = objective.count(host_batch, masks)
-    batch = place(host_batch, runtime.device)
+    """Whether nothing that the losses read depends on some parameter of the student: no loss itself is run."""
+    batch = place(example(), runtime.device)
     with attached(models), evaluation_mode(models.student), random.preserved():
-        run_pair(models, precision, batch)
-        total, _ = precision.run_loss(objective.evaluate, batch, masks, counts, counts)
-    if not total.requires_grad:
+        output = run_student(models, precision, batch)
+    read = [output.logits] if any(loss.needs.logits for loss in objective.losses.values()) else []
+    read += output.features.values()
+    if not read:
         return True
-    return unused_parameters(total, [*models.student.parameters(), *objective.modules.parameters()])
+    return unused_parameters(torch.stack([tensor.sum() for tensor in read]).sum(), models.student.parameters())
 
 
 class attached:  # noqa: N801 - a context manager

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from kdengine.api.errors import CheckpointError
+from kdengine.api.processes import ALONE, Processes
 from kdengine.engine import codec, files, shard_files
-from kdengine.engine.processes import ALONE, Processes
 from kdengine.engine.shards import is_sharded
 from kdengine.engine.tensors import load_tensors, save_tensors
 

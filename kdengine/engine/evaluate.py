@@ -87,13 +87,13 @@ def pool(batch: Batch, runtime: Runtime) -> Batch:
     rows = batch.size if batch.mask is None else 0  # an item that only keeps a process busy counts nowhere
 
     def gather(part: Tensor | None) -> Tensor | None:
-        return None if part is None else runtime.gather_rows(part[:rows])
+        return None if part is None else runtime.processes.gather_rows(part[:rows])
 
-    logits = runtime.gather_rows(batch.student.logits[:rows])
+    logits = runtime.processes.gather_rows(batch.student.logits[:rows])
     pooled = Batch(None, gather(batch.labels), gather(batch.index), size=len(logits))
     pooled.student = Output(logits, logits, module=batch.student.module)
     if batch.has_teacher:
-        taught = runtime.gather_rows(batch.teacher.logits[:rows])
+        taught = runtime.processes.gather_rows(batch.teacher.logits[:rows])
         pooled.teacher = Output(taught, taught, module=batch.teacher.module)
     return pooled
 
@@ -104,6 +104,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     if fit.calls.evaluate_start is not None:
         fit.calls.evaluate_start(context)
     model = fit.models.student if fit.models.average is None else fit.models.average.module
+    fit.runtime.replicate_buffers(model)
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
             values = {name: _number(value) for name, value in fit.evaluation(model).items()}

@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 from kdengine.api import Batch, ConfigurationError
+from kdengine.api.processes import ALONE, Processes
 from kdengine.engine import random
 from kdengine.engine.batching import take, uncounted
 from kdengine.engine.loader import WHOLE, Loader, Share
-from kdengine.engine.processes import ALONE, Processes
 
 
 class Feed:

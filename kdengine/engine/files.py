@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from kdengine.api.processes import is_running
+
 TEMPORARY_PREFIX: Final = ".tmp-"
 _ABANDONED_AFTER_SECONDS: Final = 24 * 3600.0
 _HOST: Final = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -262,24 +264,3 @@ def _is_abandoned(path: Path) -> bool:
     if int(pid) == os.getpid():  # in a restarted container a dead run had this very number
         return path.absolute() not in _open_temporaries
     return not is_running(int(pid))
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has died and waits for its parent to notice does not.
-
-    >>> is_running(os.getpid())
-    True
-    """
-    if os.name == "nt":  # signal 0 is Ctrl-C there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):  # no such file system, or gone meanwhile
-        return True
-    return state not in "ZX"

@@ -122,6 +122,7 @@ class Fit:
     to_batch: Callable[[Any], Batch]
     found: Flag
     position: Position = field(default_factory=Position)
+    windows: dict[int, list[Batch]] = field(default_factory=dict)
     noted: dict[int, dict[str, Any]] = field(default_factory=dict)
     latest: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, Any] | None = None

@@ -97,6 +97,7 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
         fit.skipped += 1
         return finish_step(fit, None)
     scale = fit.precision.scale
+    fit.windows[fit.position.step] = window
     gather_gradients(fit, window, scale)
     if calls.backward_end is not None:
         calls.backward_end(context)
@@ -217,6 +218,7 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
     if fit.models.source is not None and fit.models.source.evolving:
         fit.models.source.update(fit.models.student)
     if report is not None:
+        fit.windows.pop(report.step, None)
         log_step(fit, report)
         fit.interval.add(report)
         fit.epoch_means.add(report)
@@ -234,6 +236,7 @@ def end_epoch(fit: Fit, clock: Clock) -> None:
         log_step(fit, last)
         if judge(fit, last):
             fit.epoch_means.add(last)
+        fit.windows.clear()
     number = fit.position.epoch + 1
     record: dict[str, float | None] = {
         "epoch": number,

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdengine.api.errors import ConfigurationError
+from kdengine.api.processes import Processes, join
 from kdengine.engine.loader import Share
-from kdengine.engine.processes import Processes, join
+from kdengine.engine.shards import local
 
 
 class Runtime:
@@ -58,6 +59,13 @@ class Runtime:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
+    def replicate_buffers(self, *modules: nn.Module) -> None:
+        """Give every process the main one's buffers: running statistics, which each has gathered from its own items."""
+        if self.several:
+            for module in modules:
+                for buffer in module.buffers():
+                    dist.broadcast(local(buffer.detach()), src=0)
+
     def sum_counts(self, counts: Sequence[int]) -> Sequence[int]:
         """Sum each count over processes."""
         if not self.several:
@@ -73,17 +81,6 @@ class Runtime:
     def any(self, decision: bool) -> bool:
         """Whether any process decided so."""
         return decision if not self.several else bool(self.processes.largest([decision])[0])
-
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        """The rows of every process, in the order of their ranks; a process may have none."""
-        if not self.several:
-            return rows
-        sizes = [size for (size,) in self.processes.gather([len(rows)])]
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        every = rows.new_empty(len(sizes) * len(padded), *rows.shape[1:])
-        dist.all_gather_into_tensor(every, padded)
-        return torch.cat([part[:size] for part, size in zip(every.chunk(len(sizes)), sizes, strict=True)])
 
 
 def choose_device(device: str | torch.device) -> torch.device:

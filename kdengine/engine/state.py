@@ -46,6 +46,7 @@ def collect(fit: Fit) -> dict[str, Any]:
 def _trained(fit: Fit) -> dict[str, Any]:
     """What an update changes."""
     average = fit.models.average
+    fit.runtime.replicate_buffers(fit.models.student, fit.objective.modules, *([] if average is None else [average]))
     return {
         "student": dict(fit.models.student.state_dict()),
         "optimizer": fit.optimizer.state_dict(),

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.api.batch import Batch, first_tensor
+from kdengine.api.processes import join
 from kdengine.engine.batching import call_model, move
-from kdengine.engine.processes import join
 from kdengine.engine.shards import local
 
 if TYPE_CHECKING:

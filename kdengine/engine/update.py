@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api import NonFiniteError
+from kdengine.engine.diagnosis import diagnose, origin
 from kdengine.engine.fit import Fit
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.shards import local
@@ -112,8 +113,12 @@ def judge(fit: Fit, report: StepReport) -> bool:
         for name, value in zip(fit.objective.names, report.terms, strict=True)
         if not math.isfinite(value) and fit.objective.weights[name.split(".")[0]]
     ]
-    what = f"loss term {', '.join(names)} is not finite" if names else "a gradient is not finite"
+    what = "a gradient is not finite"
+    if names:
+        what = f"loss term {', '.join(origin(fit, name) for name in names)} is not finite"
     where = f"at step {report.step + 1} (epoch {fit.position.epoch + 1})"
+    if seen := diagnose(fit, fit.windows.get(report.step, ()), names):
+        where += f"; not finite: {seen}"
     if fit.settings.nonfinite == "raise":
         raise NonFiniteError(
             f"{what} {where}; the weights are those of before the step. Lower the learning rate or the temperature, "

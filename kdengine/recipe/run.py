@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kdengine.api import ConfigurationError
+from kdengine.api.processes import join
 from kdengine.engine import files, rundir
 from kdengine.engine.assembly import Aligner, attached
 from kdengine.engine.batching import place, to_batch
@@ -24,7 +25,6 @@ from kdengine.engine.fit import Fit
 from kdengine.engine.forward import check_outputs, run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
-from kdengine.engine.processes import join
 from kdengine.engine.result import Result
 from kdengine.recipe.build import make_engine
 from kdengine.recipe.data import Data, make_data, test_loader, training_loader

@@ -15,11 +15,11 @@ from torch import nn
 
 from kdengine._cache import cache_folder
 from kdengine._version import __version__
+from kdengine.api.processes import join
 from kdengine.engine import rundir
 from kdengine.engine.engine import Engine
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
-from kdengine.engine.processes import join
 from kdengine.engine.runtime import choose_device
 from kdengine.recipe.build import teacher_engine
 from kdengine.recipe.data import Data, test_loader, training_loader

@@ -66,7 +66,7 @@ def _run(rank: int, world: int, port: int, sender: Any, work: Callable[..., Any]
     sender.send(said)
     sender.close()
     if said[0] == "done":
-        from kdengine.engine.processes import join
+        from kdengine.api.processes import join
 
         join().end()
     sys.stdout.flush()

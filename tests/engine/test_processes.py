@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kdengine
-from kdengine.engine.processes import ALONE, join
+from kdengine.api.processes import ALONE, join
 from kdengine.losses import CE
 from tests.engine.common import engine, items
 from tests.engine.several import device, in_processes, outcome, start

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import kdengine
+from kdengine.api.processes import join
 from kdengine.data.mixing import MixUp
-from kdengine.engine.processes import join
-from kdengine.engine.shards import whole
+from kdengine.engine import checkpoint
+from kdengine.engine.shards import local, whole
+from kdengine.engine.teacher import LiveTeacher
 from kdengine.losses import KD, Hint
 from tests.engine.common import engine, items, mlp
 from tests.engine.several import device, in_processes
@@ -78,9 +80,9 @@ def test_any_spread_over_processes_and_micro_batches_gives_the_same_update(world
             assert furthest <= 1e-12, f"{name}, micro-batches {split}: off by {furthest}"
 
 
-def fit(strategy="ddp", *, out=None, epochs=5, resume=None, batch_size=8, stop_at=None, **options):
+def fit(strategy="ddp", *, out=None, epochs=5, resume=None, batch_size=8, student=None, teacher=None, **options):
     """A fit on the shared items; its losses by step, its metrics and its student."""
-    student = mlp()
+    student = student or mlp()
     seen = []
     defaults = {
         "seed": 1,
@@ -89,7 +91,7 @@ def fit(strategy="ddp", *, out=None, epochs=5, resume=None, batch_size=8, stop_a
         "log_every": 1,
         "metrics": {"top1": "top1", "agreement": "agreement"},
     }
-    trained = engine(student, out=out, device=device(), strategy=strategy, **{**defaults, **options})
+    trained = engine(student, teacher, out=out, device=device(), strategy=strategy, **{**defaults, **options})
     result = trained.fit(
         kdengine.loader(items(), batch_size, seed=2),
         kdengine.loader(items(), 11, shuffle=False),
@@ -144,32 +146,36 @@ class Leave:
             raise KeyboardInterrupt
 
 
-def interrupted(strategy, out, step=None, **options):
+def interrupted(strategy, out, step, student):
     """A fit with all that a checkpoint holds, left after a step; goes on where an earlier one left."""
     plugins = [] if step is None else [Leave(step)]
+    hint = Hint(student="2" if len(student) == 5 else "1", teacher="1")
+    losses = {"hint": hint, "kd": KD(kdengine.Cosine(4.0, 1.0))}
     try:
         return fit(
             strategy, out=out, epochs=4, batch_size=7, accumulate=2, checkpoint_every=1, plugins=plugins,
-            optimizer=adamw, ema=0.9, resume="auto", clip=1.0, losses=hints(), weights={},
+            optimizer=adamw, ema=0.9, resume="auto", clip=1.0, weights={},
             lr_scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps),
+            losses=losses, student=student,
         )  # fmt: skip
     except KeyboardInterrupt:
         return None
 
 
-def hints():
-    return {"hint": Hint(student="1", teacher="1"), "kd": KD(kdengine.Cosine(4.0, 1.0))}
+def student_with_statistics():
+    student = mlp(dropout=0.1)
+    return torch.nn.Sequential(student[0], torch.nn.BatchNorm1d(8), *student[1:])
 
 
-def course(strategies, steps, out):
+def course(strategies, steps, out, make_student):
     """Leave and go on, once per strategy and step."""
-    return [interrupted(strategy, out, step) for strategy, step in zip(strategies, steps, strict=True)][-1]
+    return [interrupted(*pair[:1], out, *pair[1:], make_student()) for pair in zip(strategies, steps, strict=True)][-1]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_processes_that_go_on_end_with_the_bits_of_those_that_were_never_left(tmp_path, strategy):
-    whole_course = in_processes(2, course, [strategy], [None], tmp_path / "whole")
-    with_breaks = in_processes(2, course, [strategy] * 3, [3, 4, None], tmp_path / "cut")
+    whole_course = in_processes(2, course, [strategy], [None], tmp_path / "whole", student_with_statistics)
+    with_breaks = in_processes(2, course, [strategy] * 3, [3, 4, None], tmp_path / "cut", student_with_statistics)
     assert whole_course[0][1:] == with_breaks[0][1:]
     exported = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "cut")]
     assert exported[0] == exported[1]
@@ -180,11 +186,61 @@ def test_processes_that_go_on_end_with_the_bits_of_those_that_were_never_left(tm
     [(2, "fsdp"), *(pytest.param(case, marks=pytest.mark.slow) for case in ((1, "ddp"), (4, "fsdp"), (2, "ddp")))],
 )
 def test_a_checkpoint_goes_on_with_any_number_of_processes_and_strategy(tmp_path, first):
-    expected = in_processes(1, course, ["ddp"], [None], tmp_path / "whole")[0]
+    expected = in_processes(1, course, ["ddp"], [None], tmp_path / "whole", mlp)[0]
     world, strategy = first
-    in_processes(world, course, [strategy], [5], tmp_path / "cut")
+    in_processes(world, course, [strategy], [5], tmp_path / "cut", mlp)
     for count, name in ((2, "fsdp"), (1, "ddp")):
         copy = tmp_path / f"{count}-{name}"
         shutil.copytree(tmp_path / "cut", copy)
-        found = in_processes(count, course, [name], [None], copy)[0]
+        found = in_processes(count, course, [name], [None], copy, mlp)[0]
         assert torch.allclose(torch.tensor(found[2]), torch.tensor(expected[2]), rtol=0, atol=1e-5), (count, name)
+
+
+class Bank(kdengine.Loss):
+    """Distance to the mean of the logits that the teacher gave for a class so far: a memory bank."""
+
+    needs = kdengine.Needs(labels=True)
+
+    def setup(self, example):
+        classes = example.teacher.logits.shape[-1]
+        self.register_buffer("sums", torch.zeros(classes, classes))
+        self.register_buffer("counts", torch.ones(classes))
+
+    def per_item(self, batch):
+        means = (self.sums / self.counts[:, None])[batch.labels]
+        values = (batch.student.logits - means).square().mean(-1)
+        labels, logits = kdengine.gather(batch.labels), kdengine.gather(batch.teacher.logits)
+        self.sums.index_add_(0, labels, logits)
+        self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
+        return values
+
+
+def fit_with_bank(strategy):
+    return fit(strategy, losses={"bank": Bank()}, weights={})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_memory_bank_is_that_of_one_process(strategy):
+    alone, _, _ = fit_with_bank("ddp")
+    (together, _, _), _ = in_processes(2, fit_with_bank, strategy)
+    assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
+
+
+def fit_with_sharded_teacher(strategy, out):
+    teacher = mlp(32)
+    seen = fit(strategy, out=out, teacher=LiveTeacher(teacher, shard=True))
+    held = sum(local(parameter).numel() for parameter in teacher.parameters())
+    stored, _ = checkpoint.load(sorted((out / "checkpoints").glob("step-*"))[-1])
+    students = {name for name, _ in mlp().named_parameters()}
+    return seen[0], held, set(stored["student"]) == students, len(stored["optimizer"]["param_groups"][0]["params"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_sharded_teacher_is_held_in_parts_and_teaches_the_same(tmp_path, strategy):
+    alone, _, _ = fit()
+    total = sum(parameter.numel() for parameter in mlp(32).parameters())
+    found = in_processes(2, fit_with_sharded_teacher, strategy, tmp_path / "run")
+    assert torch.allclose(torch.tensor(found[0][0]), torch.tensor(alone), rtol=0, atol=1e-6)
+    assert found[0][1] + found[1][1] == total
+    assert abs(found[0][1] - found[1][1]) <= 12 + 32 + 2  # the odd row of each parameter
+    assert {(own, count) for _, _, own, count in found} == {(True, 4)}

@@ -11,6 +11,7 @@ import kdengine
 from kdengine.engine.update import find_nonfinite
 from kdengine.losses import CE, KD
 from tests.engine.common import INPUTS, engine, flat, items, mlp
+from tests.engine.several import device, in_processes
 
 
 class Poison(kdengine.Loss):
@@ -115,3 +116,50 @@ def test_clipping_covers_the_losses_own_parameters():
     after, before = norms[0]
     assert before > 0.5
     assert after == pytest.approx(0.5, rel=1e-4)
+
+
+def with_bad_item(position, value=math.nan):
+    inputs, labels = items()[:]
+    inputs = inputs.clone()
+    inputs[position] = value
+    return torch.utils.data.TensorDataset(inputs, labels)
+
+
+def message_about(data, **options):
+    with pytest.raises(kdengine.NonFiniteError) as caught:
+        engine(**options).fit(kdengine.loader(data, 8, seed=2), epochs=1)
+    return str(caught.value)
+
+
+def test_the_message_names_the_item_the_term_and_its_class():
+    said = message_about(with_bad_item(13))
+    assert "kdengine.losses.kd.KD" in said
+    for what in ("inputs", "the teacher's logits", "the student's logits", "kd", "ce"):
+        assert f"{what} of items 13 of the data set" in said
+
+
+def test_the_items_of_a_poisoned_term_are_named_where_models_are_fine():
+    class Odd(kdengine.Loss):
+        def per_item(self, batch):
+            return torch.where(batch.index == 5, math.inf, batch.student.logits.square().mean(-1))
+
+    said = message_about(items(), losses={"odd": Odd()}, weights={})
+    assert "odd of items 5 of the data set" in said
+    assert "logits" not in said
+
+
+def test_a_gradient_that_overflows_names_its_parameters():
+    said = message_about(items(), losses={"poison": Poison(1, backward_only=True)}, weights={})
+    assert "the gradient of 0.weight" in said
+
+
+def shared_message(strategy):
+    return message_about(with_bad_item(13), device=device(), strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_every_process_names_the_one_that_holds_the_item(strategy):
+    said = in_processes(2, shared_message, strategy)
+    assert said[0] == said[1]
+    assert said[0].count("inputs of items 13 of the data set") == 1
+    assert ("process 0: inputs" in said[0]) != ("process 1: inputs" in said[0])

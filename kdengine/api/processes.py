@@ -2,7 +2,7 @@
 
 PyTorch's own process group does the work; it is joined where it exists, and made from the environment that
 ``torchrun`` sets where it does not. What is sent here is small and on the CPU: counts, decisions, random states.
-Gradients and shards travel through DDP and FSDP2, see :mod:`kdengine.engine.runtime`.
+Gradients and shards travel through DDP and FSDP2, see :mod:`kdengine.engine.strategies`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from kdengine.api.errors import ConfigurationError, KDEngineError, ProcessError
-from kdengine.engine.files import is_running
 
 T = TypeVar("T")
 
@@ -56,6 +57,10 @@ class Processes:
 
     def wait(self) -> None:
         """Go on when every process is here."""
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of every process, in the order of their ranks; a process may have none."""
+        return rows
 
     def explain(self, error: BaseException) -> BaseException:
         """The error to raise in place of one that was raised while training."""
@@ -130,6 +135,15 @@ class Group(Processes):
     def wait(self) -> None:
         """Go on when every process is here."""
         dist.barrier(group=self._host)
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of every process, in the order of their ranks; a process may have none."""
+        sizes = [size for (size,) in self.gather([len(rows)])]
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        every = rows.new_empty(len(sizes) * len(padded), *rows.shape[1:])
+        dist.all_gather_into_tensor(every, padded)
+        return torch.cat([part[:size] for part, size in zip(every.chunk(len(sizes)), sizes, strict=True)])
 
     def explain(self, error: BaseException) -> BaseException:
         """The error to raise in place of one that was raised while training.
@@ -224,3 +238,24 @@ def _meet() -> Group:
     group = Group(made_here=True)
     atexit.register(group.end)
     return group
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; one that has died and waits for its parent to notice does not.
+
+    >>> is_running(os.getpid())
+    True
+    """
+    if os.name == "nt":  # signal 0 is Ctrl-C there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such file system, or gone meanwhile
+        return True
+    return state not in "ZX"
