@@ -170,6 +170,14 @@ def test_sweep_removes_what_is_older_than_a_day_whoever_made_it(tmp_path):
     assert files.sweep(tmp_path) == [path]
 
 
+def test_sweep_removes_what_was_replaced_only_where_the_new_one_stands(tmp_path):
+    for name in ("one", "two"):
+        files.replaced(tmp_path / name).mkdir()
+    (tmp_path / "two").mkdir()
+    assert files.sweep(tmp_path) == [files.replaced(tmp_path / "two")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".replaced-one", "two"]
+
+
 def test_sweep_of_a_missing_directory_is_nothing(tmp_path):
     assert files.sweep(tmp_path / "absent") == []
 
