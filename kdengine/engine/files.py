@@ -160,8 +160,10 @@ def discard_directory(path: Path) -> None:
     with _naming(path):
         temporary = _temporary_name(path.parent, path.name)
         path.rename(temporary)
-        flush_directory(path.parent)
-        shutil.rmtree(temporary)
+        try:
+            flush_directory(path.parent)
+        finally:  # a full disk may refuse to flush, and what is removed makes room
+            shutil.rmtree(temporary)
 
 
 def sweep(parent: Path) -> list[Path]:

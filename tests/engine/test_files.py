@@ -144,6 +144,17 @@ def test_a_directory_is_replaced_on_demand(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "new"]
 
 
+def test_a_directory_is_discarded_where_the_disk_is_too_full_to_flush(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "step").mkdir()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left .*/step'"):
+        files.discard_directory(tmp_path / "step")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sweep_removes_what_dead_runs_left(tmp_path):
     dead = abandoned(tmp_path, a_dead_pid())
     earlier_life_of_this_pid = abandoned(tmp_path, os.getpid())
