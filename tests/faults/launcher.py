@@ -23,7 +23,7 @@ class Ending:
     """How one process of a training ended.
 
     Attributes:
-        status: its exit status; the negative number of the signal that ended it.
+        status: 0 when it finished, 1 after an exception; the negative number of the signal that ended it.
         calls: those that changed files, the last one perhaps in vain.
         error: type, text, number and path of the exception that ended the training, or None.
         messages: what a person was told.
@@ -42,7 +42,7 @@ class Ending:
 
     @property
     def finished(self) -> bool:
-        return self.status == 0 and self.error is None
+        return self.status == 0
 
 
 class Launcher:
@@ -56,7 +56,7 @@ class Launcher:
         self.library = shim.build(folder)
 
     def __enter__(self) -> Launcher:
-        environment = os.environ | {"LD_PRELOAD": str(self.library), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"LD_PRELOAD": str(self.library), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.server"]
         self.server = subprocess.Popen(
             command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1

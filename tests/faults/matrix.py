@@ -301,19 +301,32 @@ def report(launcher: Launcher, folder: Path, count: int | None, seed: int) -> in
         points = random.Random(seed).sample(points, count)
     tried, survived = Counter(), Counter()
     for point, lost in zip(points, survivors(launcher, reference, points, folder / "points"), strict=True):
-        row = "killed twice" if point.again is not None else point.kind
-        tried[row] += 1
-        survived[row] += lost is None
+        tried[cell(point)] += 1
+        survived[cell(point)] += lost is None
         if lost is not None:
             print(f"LOST  {lost}", flush=True)
-    print(f"{len(reference.calls)} calls that change files, {reference.instants} instants")
-    print("tried survived  where")
-    for row in sorted(tried):
-        print(f"{tried[row]:5d} {survived[row]:8d}  {row}")
+    print(f"{len(reference.calls)} calls that change files, {reference.instants} instants; survived/tried:")
+    print_table(tried, survived)
     total = survived.total()
     print(f"{time.perf_counter() - started:.0f} s")
     print(f"{tried.total()} points tried, {total} survived, bits equal {total}")
     return 0 if total == tried.total() else 1
+
+
+def cell(point: Point) -> tuple[str, Mode]:
+    """Row and column of the table."""
+    if point.again is not None:
+        return "any call, and again while resuming", Mode.BEFORE
+    return (point.call.kind, point.fault.mode) if point.call else ("any instant", Mode.BEFORE)
+
+
+def print_table(tried: Counter[tuple[str, Mode]], survived: Counter[tuple[str, Mode]]) -> None:
+    """A row for every kind of call, a column for every mode."""
+    columns = {Mode.BEFORE: "before", Mode.AFTER: "after", Mode.TORN: "torn"}
+    print("".join(f"{title:>10}" for title in columns.values()))
+    for row in sorted({row for row, _ in tried}):
+        numbers = [f"{survived[row, mode]}/{tried[row, mode]}" if tried[row, mode] else "" for mode in columns]
+        print("".join(f"{number:>10}" for number in numbers) + f"  {row}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from tests.faults.instants import Instants
 from tests.faults.shim import Fault, Mode, Trace, arm, disarm
 from tests.faults.training import Messages, import_everything, train
 
+CRASHED = 70
+
 
 def main() -> None:
     """Serve until there are no more jobs."""
@@ -48,8 +50,8 @@ def launch(
     traces = [Trace() for _ in faults]
     reports = [os.memfd_create("report") for _ in faults]
 
-    def training(position: int) -> None:
-        _train(Path(out), archive, faults[position], traces[position], reports[position], options)
+    def training(position: int) -> int:
+        return _train(Path(out), archive, faults[position], traces[position], reports[position], options)
 
     children = {_fork(training, position, world): position for position in range(world)}
     endings: list[dict[str, Any]] = [{} for _ in faults]
@@ -66,23 +68,23 @@ def launch(
     return endings
 
 
-def _fork(training: Callable[[int], None], rank: int, world: int) -> int:
+def _fork(training: Callable[[int], int], rank: int, world: int) -> int:
+    """A child that trains, and ends with the status that training returns."""
     child = os.fork()
     if child:
         return child
-    status = 1
+    status = CRASHED
     try:
         if world > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-        training(rank)
-        status = 0
+        status = training(rank)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _train(out: Path, archive: str | None, fault: Fault, trace: Trace, report: int, options: dict[str, Any]) -> None:
+def _train(out: Path, archive: str | None, fault: Fault, trace: Trace, report: int, options: dict[str, Any]) -> int:
     messages = Messages()
     instants = Instants(fault.at if fault.mode is Mode.INSTANT else 0)
     error = None
@@ -100,6 +102,7 @@ def _train(out: Path, archive: str | None, fault: Fault, trace: Trace, report: i
         disarm()
     told = {"error": error, "messages": messages.lines, "instants": instants.count}
     os.write(report, json.dumps(told).encode())
+    return 0 if error is None else 1
 
 
 def _taken(report: int) -> dict[str, Any]:

@@ -4,7 +4,9 @@
  * line each before it is made: number, function, path, second path (of a rename), bytes, separated by tabs. At one of
  * them the process dies, or from one of them on the system refuses what a full disk or a read-only one would.
  *
- * A file that is only opened for writing has not changed yet: opens count where they create or truncate.
+ * A file that is only opened for writing has not changed yet: opens count where they create or truncate. What a library
+ * asks of the kernel without the C library (safetensors renames its temporary so) is not seen; the calls before and after
+ * it are.
  */
 
 #define _GNU_SOURCE

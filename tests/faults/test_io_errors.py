@@ -1,4 +1,4 @@
-"""A disk that is full or read-only ends a fit with an error that names the file, and costs nothing that was complete."""
+"""A full or read-only disk ends a fit with an error that names the file, and costs nothing that was complete."""
 
 import errno
 import shutil
@@ -33,7 +33,7 @@ def fail(launcher, reference, out, fault):
     """A training that the disk fails, judged as a killed one is, and by what it said."""
     ending = launcher.train(out, fault)
     error = ending.error
-    require(ending.status == 0, f"the process ended with {ending.status}")
+    require(ending.status == 1, f"the process ended with {ending.status}")
     expected = f"expected an OSError {errno.errorcode[fault.error]}"
     require(error is not None and error.get("number") == fault.error, f"{expected}, got {error}")
     require(bool(error["path"]) and Path(error["path"]).is_relative_to(out), f"the error names no file: {error}")
