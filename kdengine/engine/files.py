@@ -268,11 +268,14 @@ def _temporary_directory(parent: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Make sure that an OSError says which file it is about: a failed write does not."""
+    """Make sure that an OSError says which file it is about.
+
+    A failed write does not, and a failed removal of a tree gives the last part of the name only.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and Path(str(error.filename or "")).parent == Path():
             error.filename = str(path)
         raise
 

@@ -155,6 +155,17 @@ def test_a_directory_is_discarded_where_the_disk_is_too_full_to_flush(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    def refused(name, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").touch()
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(PermissionError, match=r"/step'"):
+        files.discard_directory(tmp_path / "step")
+
+
 def test_sweep_removes_what_dead_runs_left(tmp_path):
     dead = abandoned(tmp_path, a_dead_pid())
     earlier_life_of_this_pid = abandoned(tmp_path, os.getpid())
