@@ -4,7 +4,7 @@ import pytest
 
 from tests.faults import shim
 from tests.faults.launcher import Launcher
-from tests.faults.matrix import undisturbed
+from tests.faults.reference import undisturbed
 
 
 @pytest.fixture(scope="session")

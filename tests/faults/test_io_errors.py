@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import check_killed, check_resumed, contents, published, require
+from tests.faults.judge import check_killed, check_resumed, published, require
+from tests.faults.reference import contents
 from tests.faults.shim import Fault, Mode
 
 NEED_ROOM = ("mkdir", "open", "write", "fsync")
@@ -83,7 +84,7 @@ def test_a_disk_that_becomes_read_only_before_a_checkpoint_has_its_name(launcher
 
 @pytest.mark.slow
 def test_a_disk_that_becomes_read_only_at_any_call(launcher, reference, folder):
-    # From the removal of what the last rename left empty on, nothing has to be written any more.
+    # A read-only disk flushes, and what an empty temporary leaves behind may be refused unseen: the run is complete.
     calls = [call for call in reference.calls if call.name not in ("fsync", "rmdir")]
     recover_everywhere(launcher, reference, folder, calls, Mode.READ_ONLY, errno.EROFS)
 

@@ -4,22 +4,11 @@ import random
 
 import pytest
 
-from tests.faults.matrix import (
-    Lost,
-    Mode,
-    check_killed,
-    contents,
-    every_point,
-    one_of_each_kind,
-    points_at_calls,
-    points_at_instants,
-    points_twice,
-    published,
-    survive,
-    survivors,
-    undisturbed,
-)
-from tests.faults.shim import Fault
+from tests.faults.judge import Lost, check_killed, published
+from tests.faults.matrix import survive, survivors
+from tests.faults.points import every_point, one_of_each_kind, points_at_calls, points_at_instants, points_twice
+from tests.faults.reference import contents, undisturbed
+from tests.faults.shim import Fault, Mode
 
 SEED = 0
 
