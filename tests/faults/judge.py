@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kdengine.api import CheckpointError
-from kdengine.engine import checkpoint
+from kdengine.engine import checkpoint, files
 from tests.faults.launcher import Ending
 from tests.faults.reference import RUN, Reference, contents
 from tests.faults.shim import Call, Fault, Mode
@@ -34,13 +34,21 @@ def check_killed(out: Path, reference: Reference, calls: Sequence[Call]) -> None
 
 
 def check_checkpoints(out: Path, reference: Reference) -> None:
-    """Every checkpoint loads, and is one that the undisturbed training wrote."""
-    for path in (out / "checkpoints").glob("step-*"):
+    """Every checkpoint loads, and is one that the undisturbed training wrote at that step."""
+    for path in standing(out / "checkpoints"):
         try:
-            checkpoint.load(path)
+            tree, _ = checkpoint.load(path)
         except CheckpointError as error:
             raise Lost(f"a kill left a damaged checkpoint: {error}") from error
         require(contents(path) in reference.states, f"{path.name} is no checkpoint of the undisturbed training")
+        require(path.name.endswith(f"step-{tree['position']['step']:08d}"), f"{path.name} is of another step")
+
+
+def standing(checkpoints: Path) -> list[Path]:
+    """The checkpoints, and those that were to be replaced and have not been."""
+    aside = checkpoints.glob(f"{files.REPLACED_PREFIX}*")
+    unreplaced = [path for path in aside if not path.with_name(path.name.removeprefix(files.REPLACED_PREFIX)).exists()]
+    return [*checkpoints.glob("step-*"), *unreplaced]
 
 
 def check_newest(out: Path, steps: Sequence[int]) -> None:

@@ -132,18 +132,15 @@ def import_everything() -> None:
     engine(None, Messages(), None).assemble(Feed(crops(), 2, to_batch))
 
 
-def train(
-    out: Path, messages: Messages | None = None, archive: Path | None = None, resume: Any = "auto", **options: Any
-) -> None:
+def train(out: Path, messages: Messages, archive: Path | None, **options: Any) -> None:
     """Train from where the run directory stands to the end.
 
     Args:
         out: the run directory.
         messages: gets what is said.
         archive: gets a copy of every checkpoint.
-        resume: as in `Engine.fit`.
         options: of the engine, in the place of what is usual here.
     """
     loop.Clock = StoppedClock
-    trained = engine(out, Messages() if messages is None else messages, archive, **options)
-    trained.fit(crops(), kdengine.loader(Crops(12), 6, shuffle=False), epochs=EPOCHS, resume=resume)
+    evaluation = kdengine.loader(Crops(12), 6, shuffle=False)
+    engine(out, messages, archive, **options).fit(crops(), evaluation, epochs=EPOCHS, resume="auto")
