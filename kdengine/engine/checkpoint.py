@@ -68,7 +68,7 @@ def save(
         meta: facts to be read without loading the state (fingerprint, versions), of the same kinds but without
             tensors.
         replace: put it in the place of an undamaged checkpoint of the same step. A damaged one is always
-            replaced. For the moment between two renames there is neither.
+            replaced. Until the new one has its name, `steps` and `find_latest` know the old one, under whatever name.
         processes: those that hold shards of the tree's tensors and all save together; the main one writes the rest.
 
     Returns:
@@ -94,8 +94,9 @@ def save(
     body = {"format": FORMAT, "step": step, "meta": _encode_meta(meta), "sharded": shard_files.describe(sharded)}
 
     def begin() -> Path:
-        if not replace and _is_whole(target):
-            raise FileExistsError(f"{target} is an undamaged checkpoint of the same step; pass replace=True")
+        present = _by_step(directory).get(step, target)
+        if not replace and _is_whole(present):
+            raise FileExistsError(f"{present} is an undamaged checkpoint of the same step; pass replace=True")
         return publication.enter_context(files.publish_directory(target, replace=True))
 
     def finish() -> None:
@@ -263,8 +264,14 @@ def drop_after(directory: Path, step: int) -> list[int]:
 def _by_step(directory: Path) -> dict[int, Path]:
     if not directory.is_dir():
         return {}
-    named = ((_STEP_NAME.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir())
-    return {int(match[1]): path for match, path in named if match and path.name == _name(int(match[1]))}
+    # In this order, one that was to be replaced gives way to the one that replaced it.
+    return _named(directory, files.REPLACED_PREFIX) | _named(directory, "")
+
+
+def _named(directory: Path, prefix: str) -> dict[int, Path]:
+    found = directory.glob(f"{prefix}step-*")
+    named = ((_STEP_NAME.fullmatch(path.name.removeprefix(prefix)), path) for path in found if path.is_dir())
+    return {int(match[1]): path for match, path in named if match and path.name == prefix + _name(int(match[1]))}
 
 
 def _name(step: int) -> str:
@@ -272,9 +279,11 @@ def _name(step: int) -> str:
 
 
 def _remove(directory: Path, unwanted: list[int]) -> list[int]:
-    paths = _by_step(directory)
     for step in unwanted:
-        files.discard_directory(paths[step])
+        target = directory / _name(step)
+        for path in (files.replaced(target), target):  # were the new one removed first, the old one would count again
+            if path.exists():
+                files.discard_directory(path)
     return unwanted
 
 

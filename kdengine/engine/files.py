@@ -19,6 +19,7 @@ from typing import Any, Final
 from kdengine.api.processes import is_running
 
 TEMPORARY_PREFIX: Final = ".tmp-"
+REPLACED_PREFIX: Final = ".replaced-"
 _ABANDONED_AFTER_SECONDS: Final = 24 * 3600.0
 _HOST: Final = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _open_temporaries: set[Path] = set()
@@ -106,7 +107,8 @@ def publish_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         target: the directory to make; missing parents are made.
-        replace: put it in the place of an existing one. For the moment between two renames there is neither.
+        replace: put it in the place of an existing one. A kill between the two renames leaves the old one where
+            `replaced` says.
 
     Yields:
         A temporary directory beside the target. If the block raises, it is removed.
@@ -130,10 +132,21 @@ def publish_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
             yield directory
             _flush_tree(directory)
             if replace and target.exists():
-                discard_directory(target)
+                _set_aside(target)
             _refuse_existing(target)  # to rename onto an empty directory would succeed
             directory.rename(target)
             flush_directory(target.parent)
+        if replaced(target).exists():
+            discard_directory(replaced(target))
+
+
+def replaced(target: Path) -> Path:
+    """Where a directory stands while another takes its place.
+
+    >>> replaced(Path("checkpoints/step-00000100")).name
+    '.replaced-step-00000100'
+    """
+    return target.with_name(REPLACED_PREFIX + target.name)
 
 
 def discard_directory(path: Path) -> None:
@@ -149,15 +162,18 @@ def discard_directory(path: Path) -> None:
     with _naming(path):
         temporary = _temporary_name(path.parent, path.name)
         path.rename(temporary)
-        flush_directory(path.parent)
-        shutil.rmtree(temporary)
+        try:
+            flush_directory(path.parent)
+        finally:  # a full disk may refuse to flush, and what is removed makes room
+            shutil.rmtree(temporary)
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Remove what killed runs left unfinished in a directory.
+    """Remove what killed runs left unfinished in a directory, and what they had replaced.
 
     A temporary is left alone while the process that made it lives. One made on another machine cannot be
-    asked for, so it is removed a day after its last change.
+    asked for, so it is removed a day after its last change. A directory that was to be replaced is removed if the new
+    one stands.
 
     Args:
         parent: the directory to clean; need not exist.
@@ -174,6 +190,10 @@ def sweep(parent: Path) -> list[Path]:
     removed = []
     for path in sorted(parent.glob(f"{TEMPORARY_PREFIX}*")):
         if _is_abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
+    for path in sorted(parent.glob(f"{REPLACED_PREFIX}*")):
+        if path.with_name(path.name.removeprefix(REPLACED_PREFIX)).exists():
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed
@@ -219,6 +239,14 @@ def _flush_tree(root: Path) -> None:
     flush_directory(root)
 
 
+def _set_aside(target: Path) -> None:
+    aside = replaced(target)
+    if aside.exists():  # of an earlier replacement, whose new directory is the target
+        discard_directory(aside)
+    target.rename(aside)
+    flush_directory(target.parent)
+
+
 def _refuse_existing(target: Path) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists already; remove it or choose another name")
@@ -242,11 +270,14 @@ def _temporary_directory(parent: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Make sure that an OSError says which file it is about: a failed write does not."""
+    """Make sure that an OSError says which file it is about.
+
+    A failed write does not, and a failed removal of a tree gives the last part of the name only.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and Path(str(error.filename or "")).parent == Path():
             error.filename = str(path)
         raise
 

@@ -30,17 +30,20 @@ class Loggers:
         self.failed: dict[str, str] = {}
         self.of_steps = {name for name, logger in loggers.items() if logger.steps}
 
-    def _each(self, method: str, *args: Any, only: Collection[str] | None = None, **kwargs: Any) -> None:
+    def _each(self, method: str, *args: Any, only: Collection[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """What a method of each returned, by logger name."""
+        returned = {}
         for name, logger in list(self.active.items()):
             if only is not None and name not in only:
                 continue
             try:
-                getattr(logger, method)(*args, **kwargs)
+                returned[name] = getattr(logger, method)(*args, **kwargs)
             except Exception as error:
                 del self.active[name]
                 self.of_steps.discard(name)
                 self.failed[name] = f"{type(error).__name__}: {error}"
                 self.message(f"logger {name!r} failed in {method} and is left out from here on: {self.failed[name]}")
+        return returned
 
     def start(self, run: RunInfo) -> None:
         """A fit begins or goes on."""
@@ -64,7 +67,7 @@ class Loggers:
 
     def state_dict(self) -> dict[str, Any]:
         """State by logger name."""
-        return {name: state for name, logger in self.active.items() if (state := logger.state_dict())}
+        return {name: state for name, state in self._each("state_dict").items() if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give back each logger's state; loggers may have changed since the checkpoint."""

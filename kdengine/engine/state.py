@@ -221,12 +221,19 @@ def _restore_random(fit: Fit, states: list[Any]) -> None:
 def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
     if fit.strategy.shards:
         _spread(fit, tree)
-    fit.models.student.load_state_dict(tree["student"])
-    fit.optimizer.load_state_dict(tree["optimizer"])
-    fit.objective.modules.load_state_dict(tree["losses"])
-    fit.precision.load_state_dict(tree["precision"])
-    if fit.models.average is not None and tree["average"] is not None:
-        fit.models.average.load_state_dict(tree["average"])
+    average = None if tree["average"] is None else fit.models.average
+    try:
+        fit.models.student.load_state_dict(tree["student"])
+        fit.optimizer.load_state_dict(tree["optimizer"])
+        fit.objective.modules.load_state_dict(tree["losses"])
+        fit.precision.load_state_dict(tree["precision"])
+        if average is not None:
+            average.load_state_dict(tree["average"])
+    except (RuntimeError, ValueError, KeyError) as error:  # torch lists every tensor that differs
+        where = None if fit.out is None else directory(fit.out)
+        raise CheckpointError(
+            f"the newest checkpoint under {where} is of another student, optimizer or loss than those given: {error}"
+        ) from error
 
 
 def _spread(fit: Fit, tree: dict[str, Any]) -> None:

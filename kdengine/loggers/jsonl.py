@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from kdengine.api import Logger, RunInfo
 
@@ -23,7 +24,7 @@ class Jsonl(Logger):
     name: ClassVar[str] = "metrics.jsonl"
 
     def __init__(self) -> None:
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._cut: int | None = None
 
     def start(self, run: RunInfo) -> None:
@@ -35,10 +36,10 @@ class Jsonl(Logger):
         path = run.out / self.name
         size = 0
         if run.step:
-            size = whole_lines(path)
+            size = bytes_up_to(path, run.step)
             size = size if self._cut is None else min(size, self._cut)
         self._cut = None
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # what a full disk refuses must not come later, after other lines
         self._file.truncate(size)
 
     def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
@@ -47,8 +48,9 @@ class Jsonl(Logger):
             return
         fields = {"kind": kind, "step": step}
         fields.update((key, _plain(value)) for key, value in record.items() if key not in fields)
-        self._file.write(json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        while line:  # a disk that is getting full takes a part
+            line = line[self._file.write(line) :]
 
     def finish(self, status: str) -> None:
         """Close the file."""
@@ -74,9 +76,25 @@ class Jsonl(Logger):
             self._file = None
 
 
-def whole_lines(path: Path) -> int:
-    """Bytes of the file up to its last line end: a killed process may have left half a line."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+def bytes_up_to(path: Path, step: int) -> int:
+    """Bytes of the file's records up to a step.
+
+    A killed process may have left half a line, and lines of later steps where the checkpoint does not say how long the
+    file was.
+    """
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n") or _step(line) > step:
+            break
+        size += len(line)
+    return size
+
+
+def _step(line: bytes) -> int | float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return math.inf  # no record of ours
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,7 @@ class Steps(Jsonl):
     """Appends every optimizer step to ``steps.jsonl`` in the run directory, about a hundred bytes each.
 
     A line is ``{"step": 1, "batch": "5e0c4f0d9a1b", "loss": 2.31, "kd": 2.04, "lr": 0.1}``: a digest of the items of
-    the whole step, and numbers to the last digit, so that ``kdengine compare`` finds where two runs part. Lines reach
-    the file together, at the latest with the next checkpoint.
+    the whole step, and numbers to the last digit, so that ``kdengine compare`` finds where two runs part.
     """
 
     name: ClassVar[str] = "steps.jsonl"
@@ -27,12 +26,6 @@ class Steps(Jsonl):
             return
         fields = {key: value if _is_plain(value) else repr(value) for key, value in record.items()}
         self._file.write(json.dumps({"step": step, **fields}).encode() + b"\n")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Bytes written so far, which are on the disk when this returns."""
-        if self._file is not None:
-            self._file.flush()
-        return super().state_dict()
 
 
 def _is_plain(value: Any) -> bool:

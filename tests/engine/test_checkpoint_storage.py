@@ -113,6 +113,57 @@ def test_a_whole_checkpoint_is_replaced_only_on_demand_and_a_damaged_one_always(
     assert names(saved.parent) == [saved.name]
 
 
+def cut_off_at_rename(monkeypatch, number):
+    """Let a process end at one of its renames of directories, counted from 1: nothing after it happens."""
+    renames = []
+    rename = Path.rename
+
+    def counted(self, target):
+        renames.append(target)
+        if len(renames) >= number:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *args, **kwargs: None)
+
+
+@pytest.mark.parametrize(("number", "found"), [(1, "old"), (2, "old"), (3, "new"), (4, "new")])
+def test_while_the_only_checkpoint_is_replaced_the_old_one_or_the_new_one_is_found(
+    tmp_path, monkeypatch, number, found
+):
+    checkpoint.save(tmp_path, 6, {"which": "old"}, meta={})
+    with monkeypatch.context() as patched:
+        cut_off_at_rename(patched, number)
+        if number < 4:
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(tmp_path, 6, {"which": "new"}, meta={}, replace=True)
+        else:
+            checkpoint.save(tmp_path, 6, {"which": "new"}, meta={}, replace=True)
+    assert checkpoint.steps(tmp_path) == [6]
+    assert checkpoint.load(checkpoint.find_latest(tmp_path, on_damaged=never))[0] == {"which": found}
+    with pytest.raises(FileExistsError, match="replace=True"):
+        checkpoint.save(tmp_path, 6, {}, meta={})
+    files.sweep(tmp_path)
+    assert checkpoint.load(checkpoint.find_latest(tmp_path, on_damaged=never))[0] == {"which": found}
+    checkpoint.save(tmp_path, 6, {"which": "newer"}, meta={}, replace=True)
+    assert checkpoint.load(tmp_path / "step-00000006")[0] == {"which": "newer"}
+    assert names(tmp_path) == ["step-00000006"]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_checkpoint_whose_replacement_was_cut_off_is_removed_in_both_its_forms(tmp_path, monkeypatch, number):
+    checkpoint.save(tmp_path, 6, {}, meta={})
+    with monkeypatch.context() as patched:
+        cut_off_at_rename(patched, number)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 6, {}, meta={}, replace=True)
+    checkpoint.save(tmp_path, 8, {}, meta={})
+    assert checkpoint.prune(tmp_path, 1) == [6]
+    files.sweep(tmp_path)
+    assert names(tmp_path) == ["step-00000008"]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()

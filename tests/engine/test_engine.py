@@ -189,6 +189,22 @@ def test_a_failing_logger_is_reported_once_and_does_not_stop_training():
     assert len(messages) == 1
 
 
+def test_a_logger_whose_state_cannot_be_had_is_left_out_and_the_checkpoint_is_written(tmp_path):
+    messages = []
+
+    class Broken(kdengine.Logger):
+        def state_dict(self):
+            raise OSError("No space left on device")
+
+    class Listener(kdengine.Logger):
+        def message(self, text):
+            messages.append(text)
+
+    engine(loggers=[Broken(), Listener()], out=tmp_path / "run").fit(kdengine.loader(items(), 8), epochs=1)
+    assert [text for text in messages if "'broken' failed in state_dict and is left out" in text] == messages
+    assert len(messages) == 1
+
+
 def test_accumulation_clipping_precision_and_a_moving_average_work_together():
     student = mlp()
     result = engine(student, accumulate=3, clip=0.01, precision="bf16", ema=0.5, metrics={"top1": "top1"}).fit(

@@ -144,6 +144,28 @@ def test_a_directory_is_replaced_on_demand(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "new"]
 
 
+def test_a_directory_is_discarded_where_the_disk_is_too_full_to_flush(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "step").mkdir()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left .*/step'"):
+        files.discard_directory(tmp_path / "step")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    def refused(name, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").touch()
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(PermissionError, match=r"/step'"):
+        files.discard_directory(tmp_path / "step")
+
+
 def test_sweep_removes_what_dead_runs_left(tmp_path):
     dead = abandoned(tmp_path, a_dead_pid())
     earlier_life_of_this_pid = abandoned(tmp_path, os.getpid())
@@ -168,6 +190,14 @@ def test_sweep_removes_what_is_older_than_a_day_whoever_made_it(tmp_path):
     long_ago = time.time() - 2 * 24 * 3600
     os.utime(path, (long_ago, long_ago))
     assert files.sweep(tmp_path) == [path]
+
+
+def test_sweep_removes_what_was_replaced_only_where_the_new_one_stands(tmp_path):
+    for name in ("one", "two"):
+        files.replaced(tmp_path / name).mkdir()
+    (tmp_path / "two").mkdir()
+    assert files.sweep(tmp_path) == [files.replaced(tmp_path / "two")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".replaced-one", "two"]
 
 
 def test_sweep_of_a_missing_directory_is_nothing(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import kdengine
 from kdengine.losses import CE, KD
@@ -77,7 +78,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_gives_the_same_bits(tmp_pa
 
 
 def fitted(out, epochs=2, **options):
-    student = mlp(dropout=0.2)
+    student = options.pop("student", None) or mlp(dropout=0.2)
     defaults = {
         "seed": 1,
         "optimizer": lambda named: torch.optim.Adam([p for _, p in named], lr=1e-2),
@@ -151,6 +152,22 @@ def test_every_difference_to_the_checkpoint_is_listed(tmp_path):
         fitted(tmp_path / "run", accumulate=2, clip=1.0, losses={"kd": KD()}, weights={}, epochs=3)
     for what in ("accumulate was 1, is 2", "clip was None, is 1.0", "losses was", "steps_per_epoch was 4, is 2"):
         assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (mlp(hidden=9), "student was .*parameters.*, is "),
+        (nn.Sequential(*reversed(mlp(dropout=0.2))), "of another student.*size mismatch"),
+    ],
+    ids=["of another size", "of the same size in another shape"],
+)
+def test_a_checkpoint_of_another_student_is_refused_and_stays_as_it_is(tmp_path, student, said):
+    fitted(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(kdengine.CheckpointError, match=f"(?s)checkpoints.*{said}"):
+        fitted(tmp_path / "run", student=student, epochs=3)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):

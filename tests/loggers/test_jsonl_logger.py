@@ -97,6 +97,35 @@ def test_resume_without_a_state_keeps_whole_lines(tmp_path):
     assert [record["step"] for record in read(tmp_path)] == [1, 2]
 
 
+def test_resume_without_a_state_drops_records_of_later_steps_and_what_follows_a_line_that_is_none(tmp_path):
+    for rest in (b'{"step": 3}\n{"step": 4}\n', b'{"ste{"step": 2}\n', b"\xff\n"):
+        (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + rest)
+        logger = Jsonl()
+        logger.start(run(tmp_path, step=2))
+        write(logger, 3)
+        assert [record["step"] for record in read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_record_that_the_disk_refused_does_not_come_when_there_is_room_again(tmp_path):
+    resource = pytest.importorskip("resource")
+    logger = Jsonl()
+    logger.start(run(tmp_path))
+    write(logger, 1)
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 5, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write(logger, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    logger.finish("failed")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole + b'{"kin'
+    logger.start(run(tmp_path, step=1))
+    write(logger, 2)
+    assert [record["step"] for record in read(tmp_path)] == [1, 2]
+
+
 def test_resume_survives_a_file_that_is_shorter_than_the_checkpoint_says(tmp_path):
     logger = Jsonl()
     logger.load_state_dict({"bytes": 1000})
