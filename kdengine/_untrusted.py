@@ -46,6 +46,20 @@ def check_regular(path: Path) -> None:
     _check_mode(path.stat().st_mode)
 
 
+def check_own(path: Path) -> None:
+    """Refuse to write into what is there under a name, unless it is a regular file in this very place.
+
+    Through a link another file would be cut off and overwritten.
+
+    Raises:
+        ValueError: it is a link, or no regular file.
+    """
+    if path.is_symlink():
+        raise ValueError("expected a regular file, found a link to another one")
+    if path.exists():
+        check_regular(path)
+
+
 @contextmanager
 def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     """Open a regular file of at most `limit` bytes for reading.
@@ -95,7 +109,9 @@ def read_json(path: Path, limit: int) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON that says one thing only: NaN, infinity and a key given twice are refused, and so is endless nesting.
+    """Read JSON that says one thing only: a key given twice is refused, and so is endless nesting.
+
+    Python's NaN and Infinity are read: 1e999 is infinite as well, so whoever takes a number looks at it anyway.
 
     Raises:
         ValueError: the text is no such JSON.
@@ -106,7 +122,7 @@ def parse_json(text: str) -> Any:
     ValueError: the key 'step' stands twice in one object
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
 
@@ -157,7 +173,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {shown(twice)} stands twice in one object")
     return made
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")

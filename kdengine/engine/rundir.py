@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kdengine._untrusted import MIB, check_regular, opened, read_json
+from kdengine._untrusted import MIB, check_own, check_regular, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import files
@@ -133,6 +133,7 @@ def claim(out: Path, *, resume: bool) -> None:
 
     Raises:
         ConfigurationError: the directory holds a run and ``resume`` is not asked for.
+        CheckpointError: its records are no file of its own.
     """
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"the run directory {out} is a file")
@@ -142,6 +143,10 @@ def claim(out: Path, *, resume: bool) -> None:
             f"the run directory {out} already holds a run ({', '.join(taken)}); choose another, "
             "or go on with it by resume='auto' (--resume on the command line)"
         )
+    try:
+        check_own(out / RECORDS)
+    except ValueError as error:
+        raise CheckpointError(f"{out / RECORDS}: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, out / CHECKPOINTS):
         files.sweep(folder)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from torch import Tensor
 
+from kdengine._untrusted import shown
 from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
+from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
+from kdengine.engine.tensors import is_dense
 from kdengine.ops import backend_info
 
 
@@ -137,15 +144,28 @@ def resume(fit: Fit) -> bool:
     if path is None:
         return False
     tree, meta = checkpoint.load(path)
-    _compare(meta["fit"], signature(fit), path)
-    changed = _differences(meta["fingerprint"], fingerprint(fit.runtime.device))
+    with _fitting(path):
+        _compare(meta["fit"], signature(fit), path)
+        changed = _differences(meta["fingerprint"], fingerprint(fit.runtime.device))
     if changed:
         fit.loggers.message(f"resuming without the promise of equal bits: {'; '.join(changed)}")
     if not fit.feed.exact:
         fit.loggers.message("resuming a loader of your own: its consumed batches are read again and dropped")
-    restore(fit, tree)
+    with _fitting(path):
+        restore(fit, tree)
     checkpoint.drop_after(directory(fit.out), fit.position.step)
     return True
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Tell the checkpoint whose content cannot be used: whole as it is, it may have been written by anyone."""
+    try:
+        yield
+    except KDEngineError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be gone back to: {type(error).__name__}: {error}") from error
 
 
 def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> None:
@@ -159,18 +179,20 @@ def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> Non
 
 def _differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
     keys = sorted({*stored, *present})
-    return [f"{k} was {stored.get(k)!r}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
+    return [f"{k} was {shown(stored.get(k))}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
 
 
 def restore(fit: Fit, tree: dict[str, Any]) -> None:
     """Set a fit to what :func:`collect` gave; the random state comes last."""
+    _check_kinds(tree)
+    position = _position(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     _restore_trained(fit, tree)
     if fit.lr_scheduler is not None and tree["lr_scheduler"] is not None:
         if tree["steps"] == fit.steps or fit.lr_waits:
             fit.lr_scheduler.load_state_dict(tree["lr_scheduler"])
         else:
-            _replay_rate(fit, fresh, tree["position"]["step"])
+            _replay_rate(fit, fresh, min(position.step, fit.steps))
     for name, schedule in fit.objective.scheduled.items():
         schedule.load_state_dict(tree["schedules"].get(name, {}))
     if tree["teacher"] is not None and fit.models.source is not None:
@@ -179,8 +201,11 @@ def restore(fit: Fit, tree: dict[str, Any]) -> None:
         if name in tree["plugins"]:
             plugin.load_state_dict(tree["plugins"][name])
     fit.loggers.load_state_dict(tree["loggers"])
-    fit.position = Position(**tree["position"])
+    fit.position = position
     fit.feed.epoch_state = tree["epoch_random"]
+    if fit.feed.epoch_state is not None:  # which is gone back to much later: try it now
+        with random.preserved():
+            random.restore(fit.feed.epoch_state)
     fit.interval.load_state_dict(tree["interval"])
     fit.epoch_means.load_state_dict(tree["epoch_means"])
     fit.latest, fit.best, fit.history = tree["latest"], tree["best"], tree["history"]
@@ -190,13 +215,89 @@ def restore(fit: Fit, tree: dict[str, Any]) -> None:
     random.restore(tree["random"])
 
 
+_KINDS: Final[dict[str, Any]] = {
+    "steps": int,
+    "epochs": int,
+    "latest": dict,
+    "best": dict | None,
+    "history": list,
+    "skipped": int,
+    "seconds": int | float,
+    "stopped": bool,
+    "plugins": dict,
+    "schedules": dict,
+    "loggers": dict,
+}
+
+
+def _check_kinds(tree: dict[str, Any]) -> None:
+    for key, kind in _KINDS.items():
+        if not isinstance(tree[key], kind):
+            raise TypeError(f"expected {key} to be {kind}, got {shown(tree[key])}")
+
+
+def _position(fit: Fit, tree: dict[str, Any]) -> Position:
+    """The stored position, if training can have come there: batches are read up to it."""
+    position = Position(**tree["position"])
+    epoch, batch, step = position.epoch, position.batch, position.step
+    per_epoch = fit.feed.steps_per_epoch
+    if not all(type(number) is int and number >= 0 for number in (epoch, batch, step)):
+        raise TypeError(f"expected the numbers of epoch, batch and step, got {shown(tree['position'])}")
+    if batch > per_epoch * fit.feed.accumulate:
+        raise ValueError(f"expected at most {per_epoch * fit.feed.accumulate} batches of an epoch, got {shown(batch)}")
+    return position
+
+
 def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
+    options = [_kind({**group, "params": None}) for group in fit.optimizer.param_groups]
     fit.models.student.load_state_dict(tree["student"])
     fit.optimizer.load_state_dict(tree["optimizer"])
+    _check_options(fit.optimizer, options)
+    _check_optimizer(fit.optimizer)
     fit.objective.modules.load_state_dict(tree["losses"])
     fit.precision.load_state_dict(tree["precision"])
     if fit.models.average is not None and tree["average"] is not None:
         fit.models.average.load_state_dict(tree["average"])
+
+
+def _check_options(optimizer: torch.optim.Optimizer, expected: list[dict[str, Any]]) -> None:
+    """Refuse options of another kind than the fit's own, which the next step would stumble over."""
+    for group, kinds in zip(optimizer.param_groups, expected, strict=True):
+        for key, kind in kinds.items():
+            found = _kind(group.get(key, ()))
+            if kind not in (None, found) and (kind, found) != ("a flag", None):
+                raise TypeError(f"expected the optimizer's {key} to be {kind}, got {shown(group.get(key))}")
+
+
+def _kind(value: Any) -> Any:
+    """What an option is, None for one that is open: numbers may change their class."""
+    if isinstance(value, dict):
+        return {key: _kind(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_kind(item) for item in value]
+    if isinstance(value, bool):
+        return "a flag"
+    if isinstance(value, Number) or (isinstance(value, Tensor) and value.numel() == 1):
+        return "a number"
+    return None if value is None else type(value)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse state that a fused update would read and write beyond the end of.
+
+    torch's fused kernels take it from the caller that a state is as large and as dense as its parameter.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor):
+                    continue
+                fits = value.numel() == 1 if key == "step" else value.shape == parameter.shape
+                if not is_dense(value) or (group.get("fused") and not fits):
+                    raise ValueError(
+                        f"the optimizer's {key} has the shape {tuple(value.shape)} and strides {value.stride()}, "
+                        f"for a parameter of shape {tuple(parameter.shape)}"
+                    )
 
 
 def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:
@@ -220,7 +321,8 @@ def rollback(fit: Fit) -> None:
     if path is None:
         raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
     rates = [group["lr"] for group in fit.optimizer.param_groups]
-    _restore_trained(fit, checkpoint.load(path)[0])
+    with _fitting(path):
+        _restore_trained(fit, checkpoint.load(path)[0])
     for group, rate in zip(fit.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     fit.loggers.message(f"rolled back to {path.name}")

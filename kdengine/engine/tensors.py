@@ -49,8 +49,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to one safetensors file, whole or not at all.
 
     Tensors that share memory are written once. Values, shapes, dtypes, sharing and the order of the dimensions in
-    memory are kept; the device, ``requires_grad`` and the hooks of a tensor are not, nor are the gaps of one that stands
-    alone.
+    memory are kept; the device, ``requires_grad`` and the hooks of a tensor are not, nor are the gaps of one that
+    stands alone.
 
     Args:
         path: the file to make or to replace.
@@ -240,6 +240,15 @@ def _is_injective(shape: Sequence[int], strides: Sequence[int]) -> bool:
                 return False
             reach += (size - 1) * stride
     return True
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's elements fill its memory, each in a place of its own, in whatever order.
+
+    >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(1).expand(3)), is_dense(torch.zeros(4)[::2])
+    (True, False, False)
+    """
+    return _span("", tensor).is_tight
 
 
 def _without_gaps(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:

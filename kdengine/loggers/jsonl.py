@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kdengine.api import Logger, RunInfo
+from kdengine._untrusted import MIB, check_own
+from kdengine.api import CheckpointError, Logger, RunInfo
 
 NAME = "metrics.jsonl"
+LONGEST_LINE = MIB
 
 
 class Jsonl(Logger):
@@ -33,6 +35,10 @@ class Jsonl(Logger):
             return
         run.out.mkdir(parents=True, exist_ok=True)
         path = run.out / NAME
+        try:
+            check_own(path)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         size = 0
         if run.step:
             size = whole_lines(path)
@@ -63,10 +69,13 @@ class Jsonl(Logger):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut the file back to the checkpoint: now if it is open, else when the fit starts."""
+        size = state["bytes"]
+        if type(size) is not int or size < 0:
+            raise CheckpointError(f"expected the bytes of {NAME} at the checkpoint, got {size!r}")
         if self._file is None:
-            self._cut = state["bytes"]
+            self._cut = size
         else:
-            self._file.truncate(state["bytes"])
+            self._file.truncate(size)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -75,8 +84,20 @@ class Jsonl(Logger):
 
 
 def whole_lines(path: Path) -> int:
-    """Bytes of the file up to its last line end: a killed process may have left half a line."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+    """Bytes of the file up to its last line end: a killed process may have left half a line.
+
+    Raises:
+        CheckpointError: there is none where the last line must have begun.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - LONGEST_LINE, 0)
+        file.seek(start)
+        end = file.read(LONGEST_LINE).rfind(b"\n") + 1
+    if start and not end:
+        raise CheckpointError(f"{path} is damaged: its last line is longer than {LONGEST_LINE:,} bytes")
+    return start + end
 
 
 def _plain(value: Any) -> Any:
