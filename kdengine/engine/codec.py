@@ -337,10 +337,10 @@ class _Decoder:
         return tuple(self._items(obj, path))
 
     def _set(self, obj: Any, path: _Path) -> set[Any]:
-        return set(self._items(obj, path))
+        return {_no_tensor(item, path) for item in self._items(obj, path)}
 
     def _frozenset(self, obj: Any, path: _Path) -> frozenset[Any]:
-        return frozenset(self._items(obj, path))
+        return frozenset(self._set(obj, path))
 
     def _size(self, obj: Any, path: _Path) -> torch.Size:
         return torch.Size(self._items(obj, path))
@@ -361,7 +361,7 @@ class _Decoder:
 
     def _pair(self, pair: Any, path: _Path) -> tuple[Any, Any]:
         key, item = self._two(pair, path)
-        decoded = self.decode(key, (*path, "key"))
+        decoded = _no_tensor(self.decode(key, (*path, "key")), path)
         return decoded, self.decode(item, (*path, decoded if type(decoded) is str else shown(decoded)))
 
     def _two(self, obj: Any, path: _Path) -> tuple[Any, Any]:
@@ -438,6 +438,12 @@ def _expect(kind: type, obj: Any, path: _Path) -> Any:
     if type(obj) is not kind:
         raise MalformedState(f"{_place(path)}: expected a {kind.__name__}, got {type(obj).__name__}")
     return obj
+
+
+def _no_tensor(key: Any, path: _Path) -> Any:
+    if isinstance(key, Tensor):  # which would be found under its identity
+        raise MalformedState(f"{_place(path)}: a tensor is no key")
+    return key
 
 
 def _from_base64(obj: Any, path: _Path) -> bytes:

@@ -6,12 +6,10 @@ import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Number
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from kdengine._untrusted import shown
 from kdengine._version import __version__
@@ -19,7 +17,7 @@ from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
-from kdengine.engine.tensors import is_dense
+from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
 from kdengine.ops import backend_info
 
 
@@ -190,6 +188,7 @@ def restore(fit: Fit, tree: dict[str, Any]) -> None:
     _restore_trained(fit, tree)
     if fit.lr_scheduler is not None and tree["lr_scheduler"] is not None:
         if tree["steps"] == fit.steps or fit.lr_waits:
+            check_scheduler(fit.lr_scheduler, tree["lr_scheduler"])
             fit.lr_scheduler.load_state_dict(tree["lr_scheduler"])
         else:
             _replay_rate(fit, fresh, min(position.step, fit.steps))
@@ -234,70 +233,33 @@ def _check_kinds(tree: dict[str, Any]) -> None:
     for key, kind in _KINDS.items():
         if not isinstance(tree[key], kind):
             raise TypeError(f"expected {key} to be {kind}, got {shown(tree[key])}")
+    best = tree["best"]
+    if best is not None and not (kind_of(best["value"]) == "a number" and type(best["step"]) is int):
+        raise TypeError(f"expected the value and the step of the best evaluation, got {shown(best)}")
 
 
 def _position(fit: Fit, tree: dict[str, Any]) -> Position:
     """The stored position, if training can have come there: batches are read up to it."""
-    position = Position(**tree["position"])
-    epoch, batch, step = position.epoch, position.batch, position.step
+    epoch, batch, step = (tree["position"][key] for key in ("epoch", "batch", "step"))
     per_epoch = fit.feed.steps_per_epoch
     if not all(type(number) is int and number >= 0 for number in (epoch, batch, step)):
         raise TypeError(f"expected the numbers of epoch, batch and step, got {shown(tree['position'])}")
     if batch > per_epoch * fit.feed.accumulate:
         raise ValueError(f"expected at most {per_epoch * fit.feed.accumulate} batches of an epoch, got {shown(batch)}")
-    return position
+    return Position(epoch, batch, step)
 
 
 def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
-    options = [_kind({**group, "params": None}) for group in fit.optimizer.param_groups]
+    fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     fit.models.student.load_state_dict(tree["student"])
     fit.optimizer.load_state_dict(tree["optimizer"])
-    _check_options(fit.optimizer, options)
-    _check_optimizer(fit.optimizer)
+    for group, before in zip(fit.optimizer.param_groups, fresh, strict=True):
+        check_options(group, before)
+    check_optimizer(fit.optimizer)
     fit.objective.modules.load_state_dict(tree["losses"])
     fit.precision.load_state_dict(tree["precision"])
     if fit.models.average is not None and tree["average"] is not None:
         fit.models.average.load_state_dict(tree["average"])
-
-
-def _check_options(optimizer: torch.optim.Optimizer, expected: list[dict[str, Any]]) -> None:
-    """Refuse options of another kind than the fit's own, which the next step would stumble over."""
-    for group, kinds in zip(optimizer.param_groups, expected, strict=True):
-        for key, kind in kinds.items():
-            found = _kind(group.get(key, ()))
-            if kind not in (None, found) and (kind, found) != ("a flag", None):
-                raise TypeError(f"expected the optimizer's {key} to be {kind}, got {shown(group.get(key))}")
-
-
-def _kind(value: Any) -> Any:
-    """What an option is, None for one that is open: numbers may change their class."""
-    if isinstance(value, dict):
-        return {key: _kind(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_kind(item) for item in value]
-    if isinstance(value, bool):
-        return "a flag"
-    if isinstance(value, Number) or (isinstance(value, Tensor) and value.numel() == 1):
-        return "a number"
-    return None if value is None else type(value)
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse state that a fused update would read and write beyond the end of.
-
-    torch's fused kernels take it from the caller that a state is as large and as dense as its parameter.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if not isinstance(value, Tensor):
-                    continue
-                fits = value.numel() == 1 if key == "step" else value.shape == parameter.shape
-                if not is_dense(value) or (group.get("fused") and not fits):
-                    raise ValueError(
-                        f"the optimizer's {key} has the shape {tuple(value.shape)} and strides {value.stride()}, "
-                        f"for a parameter of shape {tuple(parameter.shape)}"
-                    )
 
 
 def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:

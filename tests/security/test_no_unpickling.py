@@ -236,9 +236,10 @@ def unpicklers(tree: ast.AST) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(SOURCES[0].parent).as_posix())
-def test_no_module_imports_an_unpickler(path):
-    assert unpicklers(ast.parse(path.read_text(encoding="utf-8"))) == []
+def test_no_module_imports_an_unpickler():
+    found = {path: unpicklers(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    assert len(found) > 100
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
