@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,11 +33,29 @@ def fit(out, *, epochs=1, resume=None, scheduler=None, loader=None, fused=None):
     return trained.fit(loader or kdengine.loader(items(), 8, seed=2), epochs=epochs, resume=resume)
 
 
-def assert_refused(out, change, said, **options):
-    """Resume from a changed checkpoint in a process of its own, which may well crash."""
-    fit(out, **options)
+@cache
+def trained():
+    """The run directory of a fit with no options, to be copied."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fit(folder / "run")
+    return folder / "run"
+
+
+def changed(out, change, **options):
+    """Train, or copy what was trained, and change the checkpoint; returns it."""
+    if options:
+        fit(out, **options)
+    else:
+        shutil.copytree(trained(), out)
     (latest,) = (out / "checkpoints").iterdir()
     rewrite_state(latest, change)
+    return latest
+
+
+def assert_refused(out, change, said, **options):
+    """Resume from a changed checkpoint in a process of its own, which may well crash."""
+    changed(out, change, **options)
     child = os.fork()
     if child == 0:
         try:
@@ -59,13 +81,13 @@ def option(key, value):
     [torch.zeros(1), torch.zeros(WIDE, 6), torch.zeros(12, WIDE), torch.zeros(1).expand(WIDE, 12), torch.zeros(0)],
     ids=["one", "half", "transposed", "expanded", "empty"],
 )
-@pytest.mark.parametrize("fused", [True, None], ids=["fused", "fused by the file"])
-def test_state_that_a_fused_update_would_leave_is_refused(tmp_path, value, fused):
+@pytest.mark.parametrize("options", [{"fused": True}, {}], ids=["fused", "fused by the file"])
+def test_state_that_a_fused_update_would_leave_is_refused(tmp_path, value, options):
     def change(tree):
         option("fused", True)(tree)
         optimizer_state("exp_avg", value)(tree)
 
-    assert_refused(tmp_path / "run", change, r"the optimizer's exp_avg (is|has the strides) \(", fused=fused)
+    assert_refused(tmp_path / "run", change, r"the optimizer's exp_avg (is|has the strides) \(", **options)
 
 
 def test_a_step_count_of_no_size_is_refused(tmp_path):
@@ -130,9 +152,7 @@ def test_records_of_another_kind_are_refused(tmp_path, change):
 
 @pytest.mark.parametrize("value", [1, 1.0, torch.tensor(0.5)], ids=str)
 def test_numbers_may_be_of_any_class(tmp_path, value):
-    fit(tmp_path / "run")
-    (latest,) = (tmp_path / "run" / "checkpoints").iterdir()
-    rewrite_state(latest, option("weight_decay", value))
+    changed(tmp_path / "run", option("weight_decay", value))
     assert fit(tmp_path / "run", epochs=2, resume=True).steps == 8
 
 
@@ -184,9 +204,7 @@ def test_a_rate_is_not_replayed_for_more_steps_than_there_are(tmp_path):
     def scheduler(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, 2)
 
-    fit(tmp_path / "run", scheduler=scheduler)
-    (latest,) = (tmp_path / "run" / "checkpoints").iterdir()
-    rewrite_state(latest, change)
+    changed(tmp_path / "run", change, scheduler=scheduler)
     assert fit(tmp_path / "run", epochs=2, resume=True, scheduler=scheduler).steps == 10**15 + 4
 
 
@@ -198,9 +216,7 @@ def test_a_rate_is_not_replayed_for_more_steps_than_there_are(tmp_path):
 @pytest.mark.parametrize("value", [None, [], {"other": 1}, "text", 2**70], ids=str)
 def test_any_part_that_is_another_is_a_checkpoint_error_or_harmless(tmp_path_factory, key, value):
     out = tmp_path_factory.mktemp("part") / "run"
-    fit(out)
-    (latest,) = (out / "checkpoints").iterdir()
-    rewrite_state(latest, lambda tree: tree.update({key: value}))
+    latest = changed(out, lambda tree: tree.update({key: value}))
     try:
         fit(out, epochs=2, resume=True)
     except kdengine.CheckpointError as error:
@@ -209,11 +225,10 @@ def test_any_part_that_is_another_is_a_checkpoint_error_or_harmless(tmp_path_fac
 
 @pytest.mark.parametrize("key", ["fit", "fingerprint"])
 def test_meta_that_lacks_what_is_compared_is_a_checkpoint_error(tmp_path, key):
-    fit(tmp_path / "run")
-    (latest,) = (tmp_path / "run" / "checkpoints").iterdir()
+    latest = changed(tmp_path / "run", lambda tree: None)
     tree, meta = kdengine.engine.checkpoint.load(latest)
-    for changed in ({name: value for name, value in meta.items() if name != key}, meta | {key: [1]}):
-        kdengine.engine.checkpoint.save(latest.parent, 4, tree, meta=changed, replace=True)
+    for other in ({name: value for name, value in meta.items() if name != key}, meta | {key: [1]}):
+        kdengine.engine.checkpoint.save(latest.parent, 4, tree, meta=other, replace=True)
         with pytest.raises(kdengine.CheckpointError, match="cannot be gone back to"):
             fit(tmp_path / "run", epochs=2, resume=True)
 
