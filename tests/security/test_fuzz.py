@@ -19,6 +19,7 @@ from tests.security.guard import no_unpickling
 from tests.security.targets import TARGETS
 
 HEADROOM = 512 * 2**20
+EXAMPLES = {"state": 400, "tensors": 400, "checkpoint": 100, "run": 200, "recipe": 200, "resume": 15}
 choices = st.binary(min_size=24, max_size=120)
 
 
@@ -52,7 +53,7 @@ def fuzzed(name, examples):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_files_are_told_or_read(name):
-    fuzzed(name, 15 if name == "resume" else 100)
+    fuzzed(name, EXAMPLES[name])
 
 
 @pytest.mark.slow
