@@ -140,7 +140,7 @@ def newest(name: str) -> Path | None:
 
 def count_seeds(folder: Path, given: int | None) -> int | None:
     """How many seeds a run that goes on has; a directory of one kind is not continued as the other."""
-    from kdengine.api import ConfigurationError
+    from kdengine.api import CheckpointError, ConfigurationError
     from kdengine.engine import rundir
 
     several = any(folder.glob("seed-*/recipe.toml"))
@@ -151,7 +151,10 @@ def count_seeds(folder: Path, given: int | None) -> int | None:
         summary = rundir.read_summary(folder)
         if summary is None:
             raise ConfigurationError(f"{folder} holds a run of several seeds: say how many it shall have: --seeds N")
-        return len(summary["seeds"])
+        seeds = summary.get("seeds")
+        if not isinstance(seeds, list):
+            raise CheckpointError(f"{folder / rundir.SUMMARY} is damaged: expected a list of seeds")
+        return len(seeds)
     return given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from kdengine.cli import planning, tables
 
 if TYPE_CHECKING:
     from kdengine.recipe.load import Source
+
+_SEED = re.compile(r"-?\d{1,20}", re.ASCII)
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -78,7 +81,8 @@ def student_folders(run: Path) -> list[Path]:
     read_recipe(run / "recipe.toml")
     if (run / STUDENT).is_file():
         return [run]
-    found = sorted(run.glob(f"seed-*/{STUDENT}"), key=lambda path: int(path.parent.name.removeprefix("seed-")))
+    named = {path: path.parent.name.removeprefix("seed-") for path in run.glob(f"seed-*/{STUDENT}")}
+    found = sorted((path for path, seed in named.items() if _SEED.fullmatch(seed)), key=lambda path: int(named[path]))
     if not found:
         raise CheckpointError(
             f"{run} holds no {STUDENT}: its run is not finished; kdengine run --resume --out {run} goes on with it"
@@ -118,7 +122,8 @@ def export(
         raise ConfigurationError(f"{run} holds several students ({names}): name one, such as {folders[0]}")
     state = rundir.read_student(run)
     if file.suffix == ".safetensors":
-        files.write_bytes(file, (run / rundir.STUDENT).read_bytes())
+        with files.replacing(file) as temporary:
+            shutil.copyfile(run / rundir.STUDENT, temporary)
     else:
         with files.replacing(file) as temporary:
             torch.save(state, temporary)

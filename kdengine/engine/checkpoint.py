@@ -6,7 +6,8 @@
         shards/                tensors of which each process held a shard (kdengine.engine.shard_files)
         manifest.json          format, step, meta, size and sha256 of every file and of itself, shapes of shards
 
-What goes into a checkpoint is not decided here.
+What goes into a checkpoint is not decided here. A checkpoint may come from anywhere: nothing in it is executed, and
+reading it takes memory in proportion to its files, of which the manifest and the state are bounded.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kdengine._untrusted import MIB, check_regular, read_json, shown
 from kdengine.api.errors import CheckpointError
 from kdengine.api.processes import ALONE, Processes
 from kdengine.engine import codec, files, shard_files
@@ -25,6 +27,8 @@ from kdengine.engine.shards import is_sharded
 from kdengine.engine.tensors import load_tensors, save_tensors
 
 FORMAT: Final = 2
+MANIFEST_LIMIT: Final = 16 * MIB
+STATE_LIMIT: Final = 256 * MIB
 _TENSORS: Final = "tensors.safetensors"
 _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
@@ -75,7 +79,8 @@ def save(
         The checkpoint's directory.
 
     Raises:
-        kdengine.engine.codec.UnsupportedState: a value cannot be stored; nothing was written.
+        kdengine.engine.codec.UnsupportedState: a value cannot be stored, or what is no tensor is too much; nothing
+            was written.
         FileExistsError: an undamaged checkpoint of this step exists.
         OSError: the disk is full or the place cannot be written; nothing is left behind.
 
@@ -104,6 +109,8 @@ def save(
         files.write_json(temporary / _STATE, state, indent=None)
         body["files"] = {name: _describe_file(temporary / name) for name in _content(temporary)}
         files.write_json(temporary / _MANIFEST, body | {"sha256": _digest(body)})
+        _check_size(temporary / _STATE, STATE_LIMIT, "the state")
+        _check_size(temporary / _MANIFEST, MANIFEST_LIMIT, "meta")
         publication.pop_all().close()
 
     with ExitStack() as publication:
@@ -144,7 +151,7 @@ def load(path: Path, *, empty: shard_files.MakeEmpty = shard_files.plain) -> tup
         tensors = load_tensors(path / _TENSORS)
         if manifest.sharded:
             tensors |= shard_files.read(path / _SHARDS, manifest.sharded, empty)
-        tree = codec.decode(_read_json(path / _STATE), tensors)
+        tree = codec.decode(_read_json(path / _STATE, STATE_LIMIT), tensors)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: the state cannot be read: {error}") from error
     return tree, manifest.meta
@@ -166,6 +173,8 @@ def verify(path: Path) -> Manifest:
     manifest = _read_manifest(path / _MANIFEST)
     for name, facts in manifest.files.items():
         _verify_file(path / name, facts)
+    if strange := sorted(set(_content(path)) - manifest.files.keys()):
+        raise CheckpointError(f"{path}: expected no file beside those of the manifest, got {shown(strange)}")
     return manifest
 
 
@@ -310,56 +319,67 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_json(path: Path) -> Any:
+def _check_size(path: Path, limit: int, what: str) -> None:
+    size = path.stat().st_size
+    if size > limit:
+        raise codec.UnsupportedState(
+            f"{what} takes {size:,} bytes beside its tensors, more than the {limit:,} that are read back; keep large "
+            "tables as tensors"
+        )
+
+
+def _read_json(path: Path, limit: int) -> Any:
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json(path, limit)
+    except ValueError as error:
         raise ValueError(f"{path}: expected JSON: {error}") from error
 
 
 def _read_manifest(path: Path) -> Manifest:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a file, found none")
     try:
-        body = _read_json(path)
+        body = _read_json(path, MANIFEST_LIMIT)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: expected a file, found none") from error
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         found = body.get("format") if isinstance(body, dict) else body
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {found!r}")
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {shown(found)}")
     expected, found = body.pop("sha256", None), _digest(body)
     if expected != found:
-        raise CheckpointError(f"{path}: expected the sha256 {expected} of its content, got {found}")
+        raise CheckpointError(f"{path}: expected the sha256 {str(expected)[:64]} of its content, got {found}")
     return _parse_manifest(path, body)
 
 
 def _parse_manifest(path: Path, body: dict[str, Any]) -> Manifest:
     step, described, sharded = body.get("step"), body.get("files"), body.get("sharded")
     if type(step) is not int or not isinstance(described, dict) or not described.keys() >= {_TENSORS, _STATE}:
-        raise CheckpointError(f"{path}: expected a step and the files {_TENSORS} and {_STATE}, got {body}")
+        raise CheckpointError(f"{path}: expected a step and the files {_TENSORS} and {_STATE}, got {shown(body)}")
     strange = [name for name in described.keys() - {_TENSORS, _STATE} if not _SHARD_NAME.fullmatch(name)]
     if strange or not isinstance(sharded, dict):
-        raise CheckpointError(f"{path}: expected files in {_SHARDS}/ and shapes of shards, got {strange}, {sharded!r}")
+        raise CheckpointError(f"{path}: expected files in {_SHARDS}/ and shapes of shards, got {shown(strange)}")
     if not all(isinstance(facts, dict) for facts in described.values()):
-        raise CheckpointError(f"{path}: expected the size and sha256 of each file, got {described}")
+        raise CheckpointError(f"{path}: expected the size and sha256 of each file, got {shown(described)}")
     try:
         meta = codec.decode(body.get("meta"), {})
     except ValueError as error:
         raise CheckpointError(f"{path}: meta: {error}") from error
     if not isinstance(meta, dict):
-        raise CheckpointError(f"{path}: expected meta to be an object, got {meta!r}")
+        raise CheckpointError(f"{path}: expected meta to be an object, got {shown(meta)}")
     return Manifest(step, meta, described, sharded)
 
 
 def _verify_file(path: Path, expected: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a file of {expected.get('bytes')} bytes, found none")
+    wanted = shown(expected.get("bytes"))
     try:
+        check_regular(path)
         size = path.stat().st_size
         if size != expected.get("bytes"):
-            raise CheckpointError(f"{path}: expected {expected.get('bytes')} bytes, got {size}")
+            raise CheckpointError(f"{path}: expected {wanted} bytes, got {size}")
         digest = files.sha256(path)
-    except OSError as error:
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected a file of {wanted} bytes, found none") from error
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if digest != expected.get("sha256"):
-        raise CheckpointError(f"{path}: expected sha256 {expected.get('sha256')}, got {digest}")
+        raise CheckpointError(f"{path}: expected sha256 {str(expected.get('sha256'))[:64]}, got {digest}")

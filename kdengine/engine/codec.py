@@ -12,7 +12,8 @@ What JSON cannot say is written as an object with one key, a tag that begins wit
     {"$scalar": ["float64", base64]}                {"$dtype": "bfloat16"}       {"$device": "cuda:0"}
 
 Values come back with their own types. Two references to one tensor are one tensor again; any other object that is
-referred to twice comes back as two equal ones.
+referred to twice comes back as two equal ones. An array is referred to once, for it is copied; references to tensors
+are in all at most `kdengine.engine.tensors.MAX_REPEATS` times what the tensors hold, for whoever takes them may copy.
 """
 
 import base64
@@ -28,8 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdengine._untrusted import shown
 from kdengine.engine.shards import is_sharded
-from kdengine.engine.tensors import dtype_named, why_not_storable
+from kdengine.engine.tensors import check_repeats, dtype_named, held_bytes, spelled_out, why_not_storable
 
 MAX_DEPTH: Final = 64  # a level is up to five frames of Python's thousand
 ALLOWED: Final = (
@@ -37,6 +39,7 @@ ALLOWED: Final = (
     "torch.Size, torch.dtype, torch.device, numpy numbers and arrays of numbers"
 )
 _FACTORIES: Final[dict[str, type]] = {kind.__name__: kind for kind in (dict, list, set, int, float)}
+_SHOWN: Final = 200  # characters of a key in a message; a parameter's name may be long
 _PLAIN_BITS: Final = 1024  # Python refuses to read or print decimal integers of more than 4300 digits
 _NUMPY_NUMBERS: Final = frozenset(
     {"bool", "float16", "float32", "float64"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -72,7 +75,12 @@ def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     kdengine.engine.codec.UnsupportedState: optimizer.rule: a lambda cannot be stored in a checkpoint...
     """
     encoder = _Encoder()
-    return encoder.encode(tree, ()), encoder.tensors
+    obj = encoder.encode(tree, ())
+    try:
+        check_repeats(encoder.referenced, held_bytes(encoder.tensors.values()))
+    except ValueError as error:
+        raise UnsupportedState(f"the state: {error}") from error
+    return obj, encoder.tensors
 
 
 def decode(obj: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -99,12 +107,13 @@ _Path = tuple[str, ...]
 
 
 def _place(path: _Path) -> str:
-    return ".".join(path) or "the state"
+    return ".".join(part if len(part) <= _SHOWN else f"{part[:_SHOWN]}..." for part in path) or "the state"
 
 
 class _Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.referenced = 0  # bytes
         self._names: dict[int, str] = {}  # by identity; self._seen keeps the objects, so that none is reused
         self._seen: list[Tensor] = []
 
@@ -149,7 +158,7 @@ class _Encoder:
         return {"$size": self._list(value, path)}
 
     def _set(self, value: Iterable[Any], path: _Path) -> Any:
-        items = [self._key(item, (*path, repr(item))) for item in value]
+        items = [self._key(item, (*path, _named(item))) for item in value]
         return {f"${type(value).__name__}": sorted(items, key=json.dumps)}  # the order in memory is chance
 
     def _dict(self, value: dict[Any, Any], path: _Path) -> Any:
@@ -173,7 +182,7 @@ class _Encoder:
         return [self._pair(key, item, path) for key, item in value.items()]
 
     def _pair(self, key: Any, item: Any, path: _Path) -> list[Any]:
-        inner = (*path, key if type(key) is str else repr(key))
+        inner = (*path, key if type(key) is str else _named(key))
         return [self._key(key, inner), self.encode(item, inner)]
 
     def _key(self, key: Any, path: _Path) -> Any:
@@ -203,6 +212,7 @@ class _Encoder:
         reason = None if is_sharded(tensor) else why_not_storable(tensor)
         if reason is not None:
             raise UnsupportedState(f"{_place(path)}: cannot be stored in a checkpoint: {reason}")
+        self.referenced += spelled_out(tensor)
         if id(tensor) not in self._names:
             name = _free_name(path, self.tensors)
             self._names[id(tensor)] = name
@@ -251,6 +261,14 @@ def _free_name(path: _Path, taken: Mapping[str, Tensor]) -> str:
     return name
 
 
+def _named(key: Any) -> str:
+    """A key that is no string, as a part of a tensor's name."""
+    try:
+        return repr(key)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return shown(key)
+
+
 def _unsupported(value: Any, path: _Path, what: str | None = None) -> UnsupportedState:
     return UnsupportedState(
         f"{_place(path)}: {what or _describe(value)} cannot be stored in a checkpoint. Allowed: {ALLOWED}. "
@@ -277,6 +295,9 @@ def _describe(value: Any) -> str:
 class _Decoder:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
+        self._held = held_bytes(tensors.values())
+        self._referenced = 0  # bytes
+        self._arrays: set[str] = set()
 
     def decode(self, obj: Any, path: _Path) -> Any:
         if len(path) >= MAX_DEPTH:
@@ -289,7 +310,9 @@ class _Decoder:
             return self._items(obj, path)
         if type(obj) is dict:
             return self._object(obj, path)
-        raise MalformedState(f"{_place(path)}: {obj!r} of type {type(obj).__name__} does not stand in stored state")
+        raise MalformedState(
+            f"{_place(path)}: {shown(obj)} of type {type(obj).__name__} does not stand in stored state"
+        )
 
     def _object(self, obj: dict[Any, Any], path: _Path) -> Any:
         tag = next((key for key in obj if type(key) is not str or key.startswith("$")), None)
@@ -297,9 +320,9 @@ class _Decoder:
             return {key: self.decode(item, (*path, key)) for key, item in obj.items()}
         decoder = self._DECODERS.get(tag)
         if decoder is None:
-            raise MalformedState(f"{_place(path)}: unknown tag {tag!r}")
+            raise MalformedState(f"{_place(path)}: unknown tag {shown(tag)}")
         if len(obj) != 1:
-            raise MalformedState(f"{_place(path)}: {tag!r} must be the only key, got {list(obj)}")
+            raise MalformedState(f"{_place(path)}: {tag!r} must be the only key, got {shown(list(obj))}")
         try:
             return decoder(self, obj[tag], path)
         except MalformedState:
@@ -315,10 +338,10 @@ class _Decoder:
         return tuple(self._items(obj, path))
 
     def _set(self, obj: Any, path: _Path) -> set[Any]:
-        return set(self._items(obj, path))
+        return {_no_tensor(item, path) for item in self._items(obj, path)}
 
     def _frozenset(self, obj: Any, path: _Path) -> frozenset[Any]:
-        return frozenset(self._items(obj, path))
+        return frozenset(self._set(obj, path))
 
     def _size(self, obj: Any, path: _Path) -> torch.Size:
         return torch.Size(self._items(obj, path))
@@ -339,8 +362,8 @@ class _Decoder:
 
     def _pair(self, pair: Any, path: _Path) -> tuple[Any, Any]:
         key, item = self._two(pair, path)
-        decoded = self.decode(key, (*path, "key"))
-        return decoded, self.decode(item, (*path, str(decoded)))
+        decoded = _no_tensor(self.decode(key, (*path, "key")), path)
+        return decoded, self.decode(item, (*path, decoded if type(decoded) is str else shown(decoded)))
 
     def _two(self, obj: Any, path: _Path) -> tuple[Any, Any]:
         _expect(list, obj, path)
@@ -350,7 +373,7 @@ class _Decoder:
 
     def _float(self, obj: Any, path: _Path) -> float:
         if obj not in ("nan", "inf", "-inf"):
-            raise MalformedState(f"{_place(path)}: expected 'nan', 'inf' or '-inf', got {obj!r}")
+            raise MalformedState(f"{_place(path)}: expected 'nan', 'inf' or '-inf', got {shown(obj)}")
         return float(obj)
 
     def _int(self, obj: Any, path: _Path) -> int:
@@ -364,17 +387,24 @@ class _Decoder:
 
     def _tensor(self, obj: Any, path: _Path) -> Tensor:
         if _expect(str, obj, path) not in self._tensors:
-            raise MalformedState(f"{_place(path)}: the tensor {obj!r} is missing")
-        return self._tensors[obj]
+            raise MalformedState(f"{_place(path)}: the tensor {shown(obj)} is missing")
+        tensor = self._tensors[obj]
+        self._referenced += spelled_out(tensor)
+        check_repeats(self._referenced, self._held)
+        return tensor
 
     def _array(self, obj: Any, path: _Path) -> "np.ndarray[Any, Any]":
-        return self._tensor(obj, path).cpu().numpy().copy()
+        tensor = self._tensor(obj, path)
+        if obj in self._arrays:
+            raise MalformedState(f"{_place(path)}: the array {shown(obj)} stands in two places")
+        self._arrays.add(obj)
+        return tensor.cpu().numpy().copy()
 
     def _scalar(self, obj: Any, path: _Path) -> "np.generic[Any]":
         name, data = self._two(obj, path)
         raw = _from_base64(data, path)
         if name not in _NUMPY_NUMBERS or len(raw) != np.dtype(name).itemsize:
-            raise MalformedState(f"{_place(path)}: {len(raw)} bytes do not make a number of dtype {name!r}")
+            raise MalformedState(f"{_place(path)}: {len(raw)} bytes do not make a number of dtype {shown(name)}")
         number: np.generic[Any] = np.frombuffer(raw, np.dtype(name))[0]
         return number
 
@@ -409,6 +439,12 @@ def _expect(kind: type, obj: Any, path: _Path) -> Any:
     if type(obj) is not kind:
         raise MalformedState(f"{_place(path)}: expected a {kind.__name__}, got {type(obj).__name__}")
     return obj
+
+
+def _no_tensor(key: Any, path: _Path) -> Any:
+    if isinstance(key, Tensor):  # which would be found under its identity
+        raise MalformedState(f"{_place(path)}: a tensor is no key")
+    return key
 
 
 def _from_base64(obj: Any, path: _Path) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdengine._untrusted import shown
 from kdengine.engine.runtime import Runtime
 
 
@@ -150,6 +151,17 @@ class Means:
         return {"steps": self.steps, "loss": self._loss, "sums": list(self._sums), "counts": list(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from sums."""
+        """Go on from sums.
+
+        Raises:
+            ValueError: they are not those of these terms.
+        """
+        sums, counts = list(state["sums"]), list(state["counts"])
+        numbers = [state["loss"], *sums]
+        whole = [state["steps"], *counts]
+        if not all(isinstance(number, float | int) for number in numbers) or not all(type(n) is int for n in whole):
+            raise ValueError(f"expected numbers in the means of the losses, got {shown(state)}")
+        if not len(sums) == len(counts) == len(self.names):
+            raise ValueError(f"expected the means of {len(self.names)} terms, got {shown(state)}")
         self.steps, self._loss = state["steps"], state["loss"]
-        self._sums, self._counts = list(state["sums"]), list(state["counts"])
+        self._sums, self._counts = sums, counts

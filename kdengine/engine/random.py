@@ -6,10 +6,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+_NUMPY_WORDS: Final = 624  # of the Mersenne Twister
 
 
 def derive(*parts: int | str) -> int:
@@ -75,6 +77,9 @@ def restore(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(cuda, device)
     random.setstate(state["python"])
     name, keys, position, has_gauss, gauss = state["numpy"]
+    # NumPy takes any position for its own and reads there, far outside of the generator.
+    if type(position) is not int or not 0 <= position <= _NUMPY_WORDS or tuple(keys.shape) != (_NUMPY_WORDS,):
+        raise ValueError(f"expected the state of NumPy's generator, {_NUMPY_WORDS} words, at position {position!r}")
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
 
 

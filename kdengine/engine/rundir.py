@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from kdengine._untrusted import MIB, check_own, check_regular, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import files
@@ -23,6 +25,10 @@ RECORDS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 STUDENT = "student.safetensors"
 CHECKPOINTS = "checkpoints"
+
+SUMMARY_LIMIT = 16 * MIB
+RECORDS_LIMIT = 1024 * MIB
+RECORD_LIMIT = MIB
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,11 @@ def finished_summary(path: Path) -> dict[str, Any]:
 def read_summary(path: Path) -> dict[str, Any] | None:
     """A run's summary, or None when there is none yet."""
     file = path / SUMMARY
-    if not file.is_file():
-        return None
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        summary = read_json(file, SUMMARY_LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not isinstance(summary, dict):
         raise CheckpointError(f"{file} is damaged: expected an object, got {type(summary).__name__}")
@@ -91,25 +97,36 @@ def read_student(path: Path) -> dict[str, Tensor]:
     """
     file = path / STUDENT
     try:
+        check_regular(file)
         return safetensors.torch.load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file up to a line that is none; a kill leaves the last one torn."""
-    if not path.is_file():
+    """The records of a JSON lines file up to a line that is none; a kill leaves the last one torn.
+
+    Raises:
+        CheckpointError: it is no regular file, or larger than `RECORDS_LIMIT`.
+    """
+    try:
+        with opened(path, RECORDS_LIMIT) as file:
+            return list(takewhile(_is_object, map(_record, iter(lambda: file.readline(RECORD_LIMIT), b""))))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(record, dict):
-            break
-        records.append(record)
-    return records
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _record(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_object(record: Any) -> bool:
+    return isinstance(record, dict)
 
 
 def claim(out: Path, *, resume: bool) -> None:
@@ -117,6 +134,7 @@ def claim(out: Path, *, resume: bool) -> None:
 
     Raises:
         ConfigurationError: the directory holds a run and ``resume`` is not asked for.
+        CheckpointError: its records are no file of its own.
     """
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"the run directory {out} is a file")
@@ -126,6 +144,10 @@ def claim(out: Path, *, resume: bool) -> None:
             f"the run directory {out} already holds a run ({', '.join(taken)}); choose another, "
             "or go on with it by resume='auto' (--resume on the command line)"
         )
+    try:
+        check_own(out / RECORDS)
+    except ValueError as error:
+        raise CheckpointError(f"{out / RECORDS}: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, out / CHECKPOINTS):
         files.sweep(folder)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+from kdengine._untrusted import shown
 from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
+from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
+from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
 from kdengine.engine.shards import class_name
 from kdengine.ops import backend_info
 
@@ -141,13 +146,15 @@ def resume(fit: Fit) -> bool:
     if path is None:
         return False
     tree, meta = checkpoint.load(path, empty=fit.strategy.empty)
-    _compare(meta["fit"], signature(fit), path)
-    changed = _differences(meta["fingerprint"], fingerprint(fit))
+    with _fitting(path):
+        _compare(meta["fit"], signature(fit), path)
+        changed = _differences(meta["fingerprint"], fingerprint(fit))
     if changed:
         fit.loggers.message(f"resuming without the promise of equal bits: {'; '.join(changed)}")
     if not fit.feed.exact:
         fit.loggers.message("resuming a loader of your own: its consumed batches are read again and dropped")
-    restore(fit, tree)
+    with _fitting(path):
+        restore(fit, tree)
     later = directory(fit.out)
     fit.runtime.processes.on_main(lambda: checkpoint.drop_after(later, fit.position.step))
     return True
@@ -162,6 +169,17 @@ def _newest(fit: Fit, warning: str = "") -> Path | None:
     )
 
 
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Tell the checkpoint whose content cannot be used: whole as it is, it may have been written by anyone."""
+    try:
+        yield
+    except KDEngineError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be gone back to: {type(error).__name__}: {error}") from error
+
+
 def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> None:
     changed = _differences(stored, present)
     if changed:
@@ -173,18 +191,21 @@ def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> Non
 
 def _differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
     keys = sorted({*stored, *present})
-    return [f"{k} was {stored.get(k)!r}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
+    return [f"{k} was {shown(stored.get(k))}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
 
 
 def restore(fit: Fit, tree: dict[str, Any]) -> None:
     """Set a fit to what :func:`collect` gave; the random state comes last."""
+    _check_kinds(tree)
+    position = _position(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     _restore_trained(fit, tree)
     if fit.lr_scheduler is not None and tree["lr_scheduler"] is not None:
         if tree["steps"] == fit.steps or fit.lr_waits:
+            check_scheduler(fit.lr_scheduler, tree["lr_scheduler"])
             fit.lr_scheduler.load_state_dict(tree["lr_scheduler"])
         else:
-            _replay_rate(fit, fresh, tree["position"]["step"])
+            _replay_rate(fit, fresh, min(position.step, fit.steps))
     for name, schedule in fit.objective.scheduled.items():
         schedule.load_state_dict(tree["schedules"].get(name, {}))
     if tree["teacher"] is not None and fit.models.source is not None:
@@ -193,8 +214,11 @@ def restore(fit: Fit, tree: dict[str, Any]) -> None:
         if name in tree["plugins"]:
             plugin.load_state_dict(tree["plugins"][name])
     fit.loggers.load_state_dict(tree["loggers"])
-    fit.position = Position(**tree["position"])
+    fit.position = position
     fit.feed.epoch_state = _of_this_process(fit, tree["epoch_random"])
+    if fit.feed.epoch_state is not None:  # which is gone back to much later: try it now
+        with random.preserved():
+            random.restore(fit.feed.epoch_state)
     fit.interval.load_state_dict(tree["interval"])
     fit.epoch_means.load_state_dict(tree["epoch_means"])
     fit.latest, fit.best, fit.history = tree["latest"], tree["best"], tree["history"]
@@ -218,21 +242,58 @@ def _restore_random(fit: Fit, states: list[Any]) -> None:
         random.seed_all(fit.settings.seed, fit.settings.name, rank, fit.position.step)
 
 
+_KINDS: Final[dict[str, Any]] = {
+    "steps": int,
+    "epochs": int,
+    "latest": dict,
+    "best": dict | None,
+    "history": list,
+    "skipped": int,
+    "seconds": int | float,
+    "stopped": bool,
+    "plugins": dict,
+    "schedules": dict,
+    "loggers": dict,
+}
+
+
+def _check_kinds(tree: dict[str, Any]) -> None:
+    for key, kind in _KINDS.items():
+        if not isinstance(tree[key], kind):
+            raise TypeError(f"expected {key} to be {kind}, got {shown(tree[key])}")
+    best = tree["best"]
+    if best is not None and not (kind_of(best["value"]) == "a number" and type(best["step"]) is int):
+        raise TypeError(f"expected the value and the step of the best evaluation, got {shown(best)}")
+
+
+def _position(fit: Fit, tree: dict[str, Any]) -> Position:
+    """The stored position, if training can have come there: batches are read up to it."""
+    epoch, batch, step = (tree["position"][key] for key in ("epoch", "batch", "step"))
+    per_epoch = fit.feed.steps_per_epoch
+    if not all(type(number) is int and number >= 0 for number in (epoch, batch, step)):
+        raise TypeError(f"expected the numbers of epoch, batch and step, got {shown(tree['position'])}")
+    if batch > per_epoch * fit.feed.accumulate:
+        raise ValueError(f"expected at most {per_epoch * fit.feed.accumulate} batches of an epoch, got {shown(batch)}")
+    return Position(epoch, batch, step)
+
+
 def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
     if fit.strategy.shards:
         _spread(fit, tree)
-    average = None if tree["average"] is None else fit.models.average
+    fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     try:
         fit.models.student.load_state_dict(tree["student"])
         fit.optimizer.load_state_dict(tree["optimizer"])
+        for group, before in zip(fit.optimizer.param_groups, fresh, strict=True):
+            check_options(group, before)
+        check_optimizer(fit.optimizer)
         fit.objective.modules.load_state_dict(tree["losses"])
         fit.precision.load_state_dict(tree["precision"])
-        if average is not None:
-            average.load_state_dict(tree["average"])
+        if fit.models.average is not None and tree["average"] is not None:
+            fit.models.average.load_state_dict(tree["average"])
     except (RuntimeError, ValueError, KeyError) as error:  # torch lists every tensor that differs
-        where = None if fit.out is None else directory(fit.out)
         raise CheckpointError(
-            f"the newest checkpoint under {where} is of another student, optimizer or loss than those given: {error}"
+            f"the newest checkpoint under {fit.out} is of another student, optimizer or loss than those given: {error}"
         ) from error
 
 
@@ -272,7 +333,8 @@ def rollback(fit: Fit) -> None:
     if path is None:
         raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
     rates = [group["lr"] for group in fit.optimizer.param_groups]
-    _restore_trained(fit, checkpoint.load(path, empty=fit.strategy.empty)[0])
+    with _fitting(path):
+        _restore_trained(fit, checkpoint.load(path, empty=fit.strategy.empty)[0])
     for group, rate in zip(fit.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     fit.loggers.message(f"rolled back to {path.name}")

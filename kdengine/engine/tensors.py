@@ -7,12 +7,17 @@ bytes under the first one's name; the others are views of it. The file's metadat
     {"version": 1,
      "strides": {name: [...]},                     # elements; for a stored tensor that was not contiguous
      "views": {name: {"of": stored name, "offset": bytes, "dtype": ..., "shape": [...], "strides": [...]}}}
+
+Strides say in which order the dimensions lie in memory, never how much of it there is: a stored tensor takes as many
+bytes in memory as in the file. A tensor with gaps that stands alone (a column of a matrix) is stored, and comes back,
+without them. Views take no memory of their own, and may be spelled out by whoever copies them: all of them together
+are at most `MAX_REPEATS` times as large as the stored tensors, or `FREE_REPEATS` bytes where that is more.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +27,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdengine._untrusted import check_regular, parse_json, shown
 from kdengine.engine.files import replacing
 
+MAX_REPEATS: Final = 256
+FREE_REPEATS: Final = 64 * 2**20
 _METADATA_KEY: Final = "kdengine.layout"
 _VERSION: Final = 1
+_MAX_DIMENSIONS: Final = 64  # torch's own limit
 # What every supported release of safetensors stores; the bytes of any other dtype are stored instead.
 _STORED_AS_THEY_ARE: Final = frozenset(
     {
@@ -39,8 +48,9 @@ _STORED_AS_THEY_ARE: Final = frozenset(
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to one safetensors file, whole or not at all.
 
-    Tensors that share memory are written once. Values, shapes, dtypes, strides and sharing are kept; the
-    device, ``requires_grad`` and the hooks of a tensor are not.
+    Tensors that share memory are written once. Values, shapes, dtypes, sharing and the order of the dimensions in
+    memory are kept; the device, ``requires_grad`` and the hooks of a tensor are not, nor are the gaps of one that
+    stands alone.
 
     Args:
         path: the file to make or to replace.
@@ -48,7 +58,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises:
         TypeError: a tensor has no plain memory of its own (sparse, quantized, meta, sharded).
-        ValueError: a name cannot stand in the file.
+        ValueError: a name cannot stand in the file, or the views are out of all proportion to what they show.
         OSError: the disk is full or the place cannot be written; the message names the path.
 
     >>> import tempfile
@@ -65,6 +75,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         _check(name, tensor)
     for group in _overlapping(tensors):
         plan.add(group)
+    check_repeats(sum(map(spelled_out, tensors.values())), sum(map(spelled_out, plan.stored.values())))
     with replacing(path) as temporary:
         try:
             save_file(plan.stored, temporary, metadata=plan.metadata())
@@ -95,11 +106,14 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     {'bias': tensor([1., 1.], dtype=torch.bfloat16)}
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt", device=str(device)) as file:
-            strides, views = _read_layout(file.metadata() or {})
+            strides, records = _read_layout(file.metadata() or {})
             stored = {name: _restored(name, file.get_tensor(name), strides.get(name)) for name in file.keys()}  # noqa: SIM118
+        views = {name: _parse_view(name, record, stored) for name, record in records.items()}
+        check_repeats(sum(view.bytes for view in views.values()), sum(map(spelled_out, stored.values())))
         return {name: tensor for name, tensor in stored.items() if name not in views} | {
-            name: _viewed(name, view, stored) for name, view in views.items()
+            name: _viewed(name, view) for name, view in views.items()
         }
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -120,7 +134,54 @@ def why_not_storable(tensor: Tensor) -> str | None:
         return f"{_article(str(tensor.layout))} tensor is not dense; store its parts or to_dense()"
     if tensor.is_quantized or _dtype_name(tensor.dtype).startswith("q"):
         return "a quantized tensor has a scale beside its data; store int_repr() and the scale"
+    try:
+        check_repeats(spelled_out(tensor), held_bytes([tensor]))
+    except ValueError as error:
+        return f"{error}; store its contiguous()"
     return None
+
+
+def check_repeats(wanted: int, held: int) -> None:
+    """Refuse tensors that show the same memory again and again, out of all proportion.
+
+    Args:
+        wanted: bytes of the tensors when each is spelled out.
+        held: bytes that there really are.
+
+    Raises:
+        ValueError: they are more than `MAX_REPEATS` times as many, and more than `FREE_REPEATS`.
+
+    >>> check_repeats(2**40, held=4)
+    Traceback (most recent call last):
+        ...
+    ValueError: tensors of 1,099,511,627,776 bytes over 4 bytes of memory are out of all proportion
+    """
+    if wanted > max(FREE_REPEATS, MAX_REPEATS * held):
+        raise ValueError(f"tensors of {wanted:,} bytes over {held:,} bytes of memory are out of all proportion")
+
+
+def spelled_out(tensor: Tensor) -> int:
+    """Bytes of a tensor when every element has a place of its own.
+
+    >>> spelled_out(torch.zeros(1).expand(10))
+    40
+    """
+    return tensor.numel() * tensor.itemsize
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of memory behind tensors, of which several may share it; rather too few than too many.
+
+    >>> row = torch.zeros(10)
+    >>> held_bytes([row, row[2:], row[:1].expand(100)])
+    40
+    """
+    by_storage: dict[int, int] = {}
+    for tensor in tensors:
+        held = min(tensor.numel(), _extent(tensor.shape, tensor.stride())) * tensor.itemsize
+        place = tensor.untyped_storage().data_ptr()
+        by_storage[place] = max(held, by_storage.get(place, 0))
+    return sum(by_storage.values())
 
 
 def _article(name: str) -> str:
@@ -179,6 +240,26 @@ def _is_injective(shape: Sequence[int], strides: Sequence[int]) -> bool:
                 return False
             reach += (size - 1) * stride
     return True
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's elements fill its memory, each in a place of its own, in whatever order.
+
+    >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(1).expand(3)), is_dense(torch.zeros(4)[::2])
+    (True, False, False)
+    """
+    return _span("", tensor).is_tight
+
+
+def _without_gaps(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor whose dimensions lie in the same order, with nothing between them."""
+    if _extent(shape, strides) == math.prod(shape):
+        return tuple(strides)
+    dense, reach = [0] * len(shape), 1
+    for dimension in sorted(range(len(shape)), key=lambda d: (strides[d], shape[d])):
+        dense[dimension] = reach
+        reach *= shape[dimension]
+    return tuple(dense)
 
 
 def _default_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -245,8 +326,9 @@ class _Plan:
 
     def _add_tensor(self, span: _Span) -> None:
         self.stored[span.name] = span.tensor.contiguous().cpu()
-        if span.tensor.stride() != _default_strides(span.tensor.shape):
-            self.strides[span.name] = list(span.tensor.stride())
+        strides = _without_gaps(span.tensor.shape, span.tensor.stride())
+        if strides != _default_strides(span.tensor.shape):
+            self.strides[span.name] = list(strides)
 
     def _add_bytes(self, group: list[_Span]) -> tuple[str, int]:
         # Views of several dtypes need their places aligned in the copy as they were in the storage.
@@ -278,12 +360,12 @@ def _read_layout(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str,
     if _METADATA_KEY not in metadata:
         return {}, {}
     try:
-        layout = json.loads(metadata[_METADATA_KEY])
-    except RecursionError as error:
-        raise ValueError(f"metadata {_METADATA_KEY!r} is nested too deeply") from error
+        layout = parse_json(metadata[_METADATA_KEY])
+    except ValueError as error:
+        raise ValueError(f"metadata {_METADATA_KEY!r}: {error}") from error
     version = layout.get("version") if isinstance(layout, dict) else None
     if version != _VERSION:
-        raise ValueError(f"metadata {_METADATA_KEY!r}: expected version {_VERSION}, got {version!r}")
+        raise ValueError(f"metadata {_METADATA_KEY!r}: expected version {_VERSION}, got {shown(version)}")
     strides, views = layout.get("strides"), layout.get("views")
     if not isinstance(strides, dict) or not isinstance(views, dict):
         raise ValueError(f"metadata {_METADATA_KEY!r}: expected the objects 'strides' and 'views'")
@@ -291,34 +373,56 @@ def _read_layout(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str,
 
 
 def _restored(name: str, tensor: Tensor, strides: Any) -> Tensor:
-    """Copy a stored tensor out of the file's memory, with the strides that it had."""
+    """Copy a stored tensor out of the file's memory, with its dimensions in the order that they had."""
     shape = tuple(tensor.shape)
     wanted = _default_strides(shape) if strides is None else _integers(name, "strides", strides)
     if len(wanted) != len(shape) or not _is_injective(shape, wanted):
         raise ValueError(f"tensor {name!r}: strides {list(wanted)} do not fit the shape {list(shape)}")
+    # Gaps, which the first version kept, would let a small file ask for any amount of memory.
+    dense = _without_gaps(shape, wanted)
     try:
-        return torch.empty_strided(shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    except (RuntimeError, OverflowError) as error:  # strides that ask for more memory than there is
+        return torch.empty_strided(shape, dense, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    except (RuntimeError, OverflowError) as error:
         raise ValueError(f"tensor {name!r}: strides {list(wanted)}: {error}") from error
 
 
-def _viewed(name: str, view: Any, stored: Mapping[str, Tensor]) -> Tensor:
-    if not isinstance(view, dict) or view.keys() != {"of", "offset", "dtype", "shape", "strides"}:
+@dataclass(frozen=True)
+class _View:
+    """A checked record of a view; the offset counts elements."""
+
+    base: Tensor
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size when every element has a place of its own."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _parse_view(name: str, record: Any, stored: Mapping[str, Tensor]) -> _View:
+    if not isinstance(record, dict) or record.keys() != {"of", "offset", "dtype", "shape", "strides"}:
         raise ValueError(f"tensor {name!r}: the record of its view is incomplete")
-    if not isinstance(view["of"], str) or view["of"] not in stored:
-        raise ValueError(f"tensor {name!r} is a view of {view['of']!r}, which is not in the file")
-    base = stored[view["of"]]
-    dtype = dtype_named(view["dtype"])
-    shape, strides = _integers(name, "shape", view["shape"]), _integers(name, "strides", view["strides"])
-    (offset,) = _integers(name, "offset", [view["offset"]])
-    if len(shape) != len(strides) or offset % dtype.itemsize:
+    if not isinstance(record["of"], str) or record["of"] not in stored:
+        raise ValueError(f"tensor {name!r} is a view of {shown(record['of'])}, which is not in the file")
+    base = stored[record["of"]]
+    dtype = dtype_named(record["dtype"])
+    shape, strides = _integers(name, "shape", record["shape"]), _integers(name, "strides", record["strides"])
+    (offset,) = _integers(name, "offset", [record["offset"]])
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS or offset % dtype.itemsize:
         raise ValueError(f"tensor {name!r}: the shape, strides and offset of its view do not fit together")
     # set_ would enlarge a storage that is too small instead of refusing.
     if offset + _extent(shape, strides) * dtype.itemsize > base.untyped_storage().nbytes():
-        raise ValueError(f"tensor {name!r} reaches beyond the end of {view['of']!r}")
+        raise ValueError(f"tensor {name!r} reaches beyond the end of {record['of']!r}")
+    return _View(base, offset // dtype.itemsize, dtype, shape, strides)
+
+
+def _viewed(name: str, view: _View) -> Tensor:
     try:
-        empty = torch.empty(0, dtype=dtype, device=base.device)
-        tensor = empty.set_(base.untyped_storage(), offset // dtype.itemsize, shape, strides)
+        empty = torch.empty(0, dtype=view.dtype, device=view.base.device)
+        tensor = empty.set_(view.base.untyped_storage(), view.offset, view.shape, view.strides)
         _check(name, tensor)
     except (RuntimeError, OverflowError, TypeError) as error:  # a dtype or a size that no tensor can have
         raise ValueError(f"tensor {name!r}: {error}") from error
@@ -327,7 +431,7 @@ def _viewed(name: str, view: Any, stored: Mapping[str, Tensor]) -> Tensor:
 
 def _integers(name: str, what: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**63 for item in value):
-        raise ValueError(f"tensor {name!r}: {what} must be non-negative integers, got {value!r}")
+        raise ValueError(f"tensor {name!r}: {what} must be non-negative integers, got {shown(value)}")
     return tuple(value)
 
 
@@ -346,5 +450,5 @@ def dtype_named(name: Any) -> torch.dtype:
     """
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"expected the name of a torch dtype, got {name!r}")
+        raise ValueError(f"expected the name of a torch dtype, got {shown(name)}")
     return dtype

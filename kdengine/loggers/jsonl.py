@@ -10,7 +10,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kdengine.api import Logger, RunInfo
+from kdengine._untrusted import MIB, check_own
+from kdengine.api import CheckpointError, Logger, RunInfo
+
+LONGEST_LINE = MIB
 
 
 class Jsonl(Logger):
@@ -34,6 +37,10 @@ class Jsonl(Logger):
             return
         run.out.mkdir(parents=True, exist_ok=True)
         path = run.out / self.name
+        try:
+            check_own(path)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         size = 0
         if run.step:
             size = bytes_up_to(path, run.step)
@@ -65,10 +72,13 @@ class Jsonl(Logger):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut the file back to the checkpoint: now if it is open, else when the fit starts."""
+        size = state["bytes"]
+        if type(size) is not int or size < 0:
+            raise CheckpointError(f"expected the bytes of {self.name} at the checkpoint, got {size!r}")
         if self._file is None:
-            self._cut = state["bytes"]
+            self._cut = size
         else:
-            self._file.truncate(state["bytes"])
+            self._file.truncate(size)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -81,12 +91,20 @@ def bytes_up_to(path: Path, step: int) -> int:
 
     A killed process may have left half a line, and lines of later steps where the checkpoint does not say how long the
     file was.
+
+    Raises:
+        CheckpointError: a line is longer than any record.
     """
+    if not path.exists():
+        return 0
     size = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith(b"\n") or _step(line) > step:
-            break
-        size += len(line)
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+            if len(line) == LONGEST_LINE:
+                raise CheckpointError(f"{path} is damaged: a line is longer than {LONGEST_LINE:,} bytes")
+            if not line.endswith(b"\n") or _step(line) > step:
+                break
+            size += len(line)
     return size
 
 

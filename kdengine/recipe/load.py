@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from kdengine._untrusted import TOML_LIMIT, parse_toml, read_bytes
 from kdengine.api import ConfigurationError
 from kdengine.api.errors import nearest
 from kdengine.recipe.problems import MISSING, Problem, RecipeError
@@ -44,12 +45,14 @@ def source_at(path: Path) -> Source:
     """The recipe in a file.
 
     Raises:
-        ConfigurationError: it is no text.
+        ConfigurationError: it is no text, or no file, or larger than any recipe.
     """
     try:
-        return Source(str(path), path.read_text(encoding="utf-8"), path.parent)
+        return Source(str(path), read_bytes(path, TOML_LIMIT).decode("utf-8"), path.parent)
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is no recipe: expected text in UTF-8, got {error.reason}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no recipe: {error}") from error
 
 
 def find(recipe: str | Path) -> Source:
@@ -97,8 +100,8 @@ def read(source: Source, overrides: Iterable[str] = ()) -> tuple[Recipe, list[Pr
         RecipeError: too little is right to look at the components.
     """
     try:
-        tree = tomllib.loads(source.text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        tree = parse_toml(source.text)
+    except ValueError as error:
         raise ConfigurationError(f"{source.title} is not valid TOML: {error}") from error
     for override in overrides:
         apply_override(tree, override)

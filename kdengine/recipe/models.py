@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,10 @@ def load_weights(model: nn.Module, path: str | Path, role: str) -> None:
     if wrong:
         shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise CheckpointError(f"[{role}] {path} does not fit a {type(model).__name__}: {shown}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, NotImplementedError) as error:  # sparse or quantized tensors, for instance
+        raise CheckpointError(f"[{role}] {path} does not fit a {type(model).__name__}: {error}") from error
 
 
 def read_state(path: Path, role: str) -> dict[str, Tensor]:
@@ -82,6 +86,7 @@ def read_state(path: Path, role: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_archive(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"[{role}] {path} cannot be read: {error}") from error
@@ -90,6 +95,29 @@ def read_state(path: Path, role: str) -> dict[str, Tensor]:
             f"[{role}] {path} holds more than tensors, and kdengine runs no code from a checkpoint: save the "
             f"state dict alone (torch.save(model.state_dict(), ...)). {error}"
         ) from error
+    return _unwrapped(tree, path, role)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive with compressed or overlapping parts, which ``torch.save`` never writes: a bomb has them.
+
+    Raises:
+        ValueError: the archive is larger inside than outside.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # the format before torch 1.6, or something else
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"the archive is damaged: {error}") from error
+    outside = path.stat().st_size
+    if inside > outside:
+        raise ValueError(f"an archive of {outside:,} bytes would unpack to {inside:,}")
+
+
+def _unwrapped(tree: Any, path: Path, role: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from kdengine.api import ConfigurationError
+from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.api.processes import join
 from kdengine.engine import files, rundir
 from kdengine.engine.assembly import Aligner, attached
@@ -86,7 +87,10 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
         folder = options.out / f"seed-{seed}"
         done = on_main(partial(finished_seed, plan, folder))
         summaries.append(done or run_seed(plan, data, teacher, options, seed, folder))
-    summary = aggregate(summaries, seeds)
+    try:
+        summary = aggregate(summaries, seeds)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the seeds of {options.out} do not fit each other: {error!r}") from error
     on_main(lambda: rundir.write_summary(options.out, summary))
     return summary
 
@@ -139,21 +143,56 @@ def try_batch(fit: Fit) -> None:
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
-    summary = rundir.read_summary(out)
-    if summary is None or not _complete(summary, plan):
+    summary = read_complete(plan, out)
+    if summary is None:
         return None
-    return summary if summary.get("seeds", [summary["seed"]]) == list(seeds) else None
+    return summary if summary.get("seeds", [summary.get("seed")]) == list(seeds) else None
 
 
 def finished_seed(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """The summary of one seed of a run, if that seed has nothing left to do."""
-    summary = rundir.read_summary(folder) if (folder / RECIPE).exists() else None
-    return summary if _complete(summary, plan) else None
+    return read_complete(plan, folder) if (folder / RECIPE).exists() else None
 
 
-def _complete(summary: Mapping[str, Any] | None, plan: Plan) -> bool:
-    """Whether a summary is of a whole run (an engine's own, of the student alone, has no data) of as many epochs."""
-    return summary is not None and "data" in summary and summary["epochs"] == plan.recipe.train.epochs
+def read_complete(plan: Plan, out: Path) -> dict[str, Any] | None:
+    """The summary of a whole run (an engine's own, of the student alone, has no data) of as many epochs, if there is.
+
+    Raises:
+        CheckpointError: there is, but no run has written it.
+    """
+    summary = rundir.read_summary(out)
+    if summary is None or "data" not in summary or summary.get("epochs") != plan.recipe.train.epochs:
+        return None
+    try:
+        _Summary.model_validate(summary, strict=True)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise CheckpointError(f"{out / rundir.SUMMARY} is damaged: {wrong}") from error
+    return summary
+
+
+class _Entry(BaseModel):
+    """A model in a summary; a number may be one over seeds."""
+
+    metrics: dict[str, float | dict[str, Any] | None]
+    parameters: int
+    seconds: float | dict[str, Any] | None
+
+
+class _DataEntry(BaseModel):
+    labelled: float
+    labelled_items: int
+    train_items: int
+
+
+class _Summary(BaseModel):
+    """What is shown of a finished run, and what several seeds are put together from."""
+
+    teacher: _Entry | None
+    baseline: _Entry | None
+    student: _Entry
+    data: _DataEntry
+    seeds: list[int] = []
 
 
 def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path) -> dict[str, Any]:

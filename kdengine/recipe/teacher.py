@@ -15,6 +15,7 @@ from torch import nn
 
 from kdengine._cache import cache_folder
 from kdengine._version import __version__
+from kdengine.api import CheckpointError
 from kdengine.api.processes import join
 from kdengine.engine import rundir
 from kdengine.engine.engine import Engine
@@ -61,8 +62,16 @@ def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | 
             engine, loader = teacher_fit(plan, data, module, out=folder, loggers=loggers)
             engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
     load_weights(module, folder / rundir.STUDENT, "teacher")
-    seconds = on_main(lambda: rundir.load_run(folder)).summary["student"]["seconds"]
-    return Teacher(module, seconds=seconds, cached=summary is not None)
+    return Teacher(module, seconds=on_main(lambda: _seconds(folder)), cached=summary is not None)
+
+
+def _seconds(folder: Path) -> float:
+    """How long the training of a cached teacher took."""
+    student = rundir.finished_summary(folder).get("student")
+    seconds = student.get("seconds") if isinstance(student, dict) else None
+    if not isinstance(seconds, int | float):
+        raise CheckpointError(f"{folder / rundir.SUMMARY} is damaged: it does not say how long the training took")
+    return seconds
 
 
 def _locked_summary(folder: Path, locked: ExitStack) -> dict[str, Any] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdengine._untrusted import MIB, check_own, read_json, shown
 from kdengine.api import Batch, CheckpointError, ConfigurationError, TeacherSource
 
 FORMAT = 1
+_CLAIM_LIMIT = MIB
+_TABLE_NAME = re.compile(r"epoch-\d+\.([1-9]\d{0,9})\.f32", re.ASCII)
 
 
 class CachedTeacher(TeacherSource):
@@ -25,6 +30,8 @@ class CachedTeacher(TeacherSource):
     that, so the cache stays right under augmentation, for any number of workers. A batch without an index (an
     evaluation, mixup) goes to the module. Rows carry checksums: one that a crash left half written, or that was
     damaged, is computed again.
+
+    A folder is written as well as read: links in it are refused, so that no other file is overwritten.
 
     Only logits are kept, in float32: a loss that asks for the teacher's features cannot use this source.
 
@@ -115,7 +122,7 @@ class Table:
         self._rows: np.memmap[Any, np.dtype[np.float32]] | None = None
         found = sorted(stem.parent.glob(f"{stem.name}.*.f32"))
         if found:
-            self._open(int(found[0].name.split(".")[1]))
+            self._open(_classes_of(found[0]))
 
     def _open(self, classes: int) -> np.memmap[Any, np.dtype[np.float32]]:
         self._rows = _map(self.stem.with_name(f"{self.stem.name}.{classes}.f32"), np.float32, (self.items, classes))
@@ -133,6 +140,11 @@ class Table:
         """Keep the rows of a batch; the checksum comes after the row."""
         values = logits.detach().to("cpu", torch.float32).contiguous().numpy()
         rows = self._open(values.shape[1]) if self._rows is None else self._rows
+        if rows.shape[1] != values.shape[1]:
+            raise CheckpointError(
+                f"{rows.filename} holds logits of {rows.shape[1]} classes, the teacher gives {values.shape[1]}; "
+                "remove the cache folder to start over"
+            )
         rows[index] = values
         self._sums[index] = [checksum(row) for row in values]
 
@@ -144,7 +156,8 @@ def checksum(row: np.ndarray[Any, Any]) -> int:
 
 def _map(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """A file as an array, made with zeros when it is new; a file of another size is refused."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    _check_own(path)
     with path.open("ab") as file:
         present = file.tell()
         if present == 0:
@@ -154,18 +167,36 @@ def _map(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
 
+def _classes_of(path: Path) -> int:
+    """The number of classes that a table's name tells."""
+    match = _TABLE_NAME.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path} is no table of logits; remove the cache folder to start over")
+    return int(match[1])
+
+
+def _check_own(path: Path) -> None:
+    try:
+        check_own(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; remove the cache folder to start over") from error
+
+
 def claim(path: Path, facts: dict[str, Any]) -> None:
     """Note whose cache a folder is, or refuse one that is another's."""
+    _check_own(path)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, _CLAIM_LIMIT)
     except FileNotFoundError:
         path.write_text(json.dumps(facts), encoding="utf-8")
         return
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove the cache folder to start over") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} is damaged: expected an object; remove the cache folder to start over")
     if stored != facts:
         changed = [
-            f"{key} was {stored.get(key)!r}, is {facts[key]!r}" for key in facts if stored.get(key) != facts[key]
+            f"{key} was {shown(stored.get(key))}, is {facts[key]!r}" for key in facts if stored.get(key) != facts[key]
         ]
         raise CheckpointError(f"{path.parent} is the cache of another teacher or data set: {'; '.join(changed)}")
 

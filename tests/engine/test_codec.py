@@ -279,6 +279,10 @@ def test_the_error_lists_what_is_allowed():
         ({"a": {"$dict": [[1]]}}, "a: expected two values, got 1"),
         ({"a": {"$dict": [[[], 1]]}}, "a: malformed"),
         ({"a": {"$set": [[]]}}, "a: malformed"),
+        ({"a": {"$set": [{"$tensor": "t"}]}}, "a: a tensor is no key"),
+        ({"a": {"$frozenset": [{"$tensor": "t"}]}}, "a: a tensor is no key"),
+        ({"a": {"$dict": [[{"$tensor": "t"}, 1]]}}, "a: a tensor is no key"),
+        ({"a": [{"$array": "t"}, {"$array": "t"}]}, r"a\.1: the array 't' stands in two places"),
         ({"a": {"$size": ["x"]}}, "a: malformed"),
         ({"a": {"$bytes": "!"}}, "a: malformed"),
         ({"a": {"$str": "/w=="}}, "a: malformed"),
@@ -300,7 +304,7 @@ def test_the_error_lists_what_is_allowed():
 )
 def test_malformed_input_is_named_with_its_place(obj, said):
     with pytest.raises(MalformedState, match=f"^{said}"):
-        decode(obj, {})
+        decode(obj, {"t": torch.zeros(1)})
 
 
 def test_depth_is_limited_both_ways():

@@ -79,8 +79,6 @@ def test_nan_payloads_and_signed_zeros_are_kept(path):
     "make",
     [
         lambda t: t.t(),
-        lambda t: t[:, 1],
-        lambda t: t[1:3, ::2],
         lambda t: t[2:],
         lambda t: t[:1].expand(5, 6),
         lambda t: t[0, 0].expand(3),
@@ -89,10 +87,49 @@ def test_nan_payloads_and_signed_zeros_are_kept(path):
         lambda t: t.as_strided((2, 1), (1, 7)),
         lambda t: t.t()[:, :0],
     ],
-    ids=["transposed", "column", "gaps", "tail", "expanded", "scalar", "both", "windows", "odd unit", "empty"],
+    ids=["transposed", "tail", "expanded", "scalar", "both", "windows", "odd unit", "empty"],
 )
 def test_strides_are_restored(path, make):
     round_trip(path, t=make(torch.arange(30.0).reshape(5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("make", "strides"),
+    [
+        (lambda t: t[:, 1], (1,)),
+        (lambda t: t[1:3, ::2], (3, 1)),
+        (lambda t: t.t()[::2, 1:3], (1, 3)),
+        (lambda t: t.t()[None, ::2, 1:3], (3, 1, 3)),
+        (lambda t: t.as_strided((2, 1, 2), (1, 9, 7)), (1, 4, 2)),
+    ],
+    ids=["column", "steps", "transposed steps", "batch of one", "odd unit"],
+)
+def test_gaps_are_left_out_and_the_order_of_the_dimensions_is_kept(path, make, strides):
+    tensor = make(torch.arange(30.0).reshape(5, 6))
+    save_tensors(path, {"t": tensor})
+    loaded = load_tensors(path)["t"]
+    assert torch.equal(loaded, tensor)
+    assert loaded.stride() == strides
+    assert loaded.untyped_storage().nbytes() == 4 * tensor.numel()
+
+
+def test_the_gaps_that_the_first_version_stored_are_left_out(path):
+    values = torch.arange(6.0).reshape(2, 3)
+    layout = {"version": 1, "strides": {"t": [1, 2**50]}, "views": {}}
+    save_file({"t": values}, path, metadata={"kdengine.layout": json.dumps(layout)})
+    loaded = load_tensors(path)["t"]
+    assert torch.equal(loaded, values)
+    assert loaded.stride() == (1, 2)
+
+
+def test_views_out_of_all_proportion_are_refused_both_ways(path):
+    with pytest.raises(TypeError, match="out of all proportion; store its contiguous"):
+        save_tensors(path, {"mask": torch.zeros(1).expand(2**25)})
+    tie = torch.zeros(2**20)
+    with pytest.raises(ValueError, match="out of all proportion"):
+        save_tensors(path, {f"w{index}": tie[:] for index in range(300)})
+    save_tensors(path, {f"w{index}": tie[:] for index in range(200)})
+    assert len(load_tensors(path)) == 200
 
 
 def test_channels_last_is_restored_and_any_reader_sees_the_logical_tensor(path):
@@ -152,7 +189,7 @@ def test_views_of_one_storage_in_several_dtypes(path):
 
 
 def test_a_column_does_not_bring_its_matrix(path):
-    round_trip(path, column=torch.zeros(1000, 1000)[:, 0])
+    save_tensors(path, {"column": torch.zeros(1000, 1000)[:, 0]})
     assert path.stat().st_size < 5000
 
 
@@ -193,6 +230,11 @@ def views(draw):
     return made
 
 
+def as_before(loaded, tensor):
+    """The same, but that a tensor which stands alone may have lost its gaps."""
+    return loaded.shape == tensor.shape and torch.equal(loaded, tensor)
+
+
 @settings(deadline=None, max_examples=100)
 @given(views())
 def test_any_views_come_back_and_share_as_before(tmp_path_factory, tensors):
@@ -200,14 +242,14 @@ def test_any_views_come_back_and_share_as_before(tmp_path_factory, tensors):
     save_tensors(path, tensors)
     loaded = load_tensors(path)
     for name in tensors:
-        assert same(loaded[name], tensors[name])
+        assert as_before(loaded[name], tensors[name])
     # A change through one view is seen through the others in both worlds.
     first = next(iter(tensors))
     if tensors[first].numel():
         for world in (tensors, loaded):
             world[first][(0,) * world[first].ndim] = 99
     for name in tensors:
-        assert same(loaded[name], tensors[name])
+        assert as_before(loaded[name], tensors[name])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +317,8 @@ def test_the_file_has_the_permissions_of_any_other(path):
         lambda layout: layout["views"]["b"].pop("of"),
         lambda layout: layout["views"].update(b=None),
         lambda layout: layout["strides"].update(a=[0]),
-        lambda layout: layout["strides"].update(a=[2**60]),
+        lambda layout: layout["views"]["b"].update(shape=[2**30], strides=[0]),
+        lambda layout: layout["views"]["b"].update(shape=[1] * 65, strides=[1] * 65),
         lambda layout: layout["strides"].update(a="x"),
         lambda layout: layout.update(version=2),
         lambda layout: layout.update(views=[]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdengine._untrusted import MIB, check_regular, read_json
 from kdengine.cli.report.formats import percent
 from kdengine.cli.report.values import integer, number
 
@@ -18,6 +18,7 @@ IMAGES = "disagreements.safetensors"
 _MOST = 12
 _LARGEST = 112
 _SMALL = 64
+_ITEMS_LIMIT = MIB
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Sample:
 def read_samples(folder: Path) -> list[Sample]:
     """The disagreements that a run kept; none when it kept none, or they cannot be read."""
     try:
-        table = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+        table = read_json(folder / ITEMS, _ITEMS_LIMIT)
         images = _load(folder / IMAGES)
-    except (OSError, ValueError, KeyError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return []
     if not isinstance(table, Mapping) or not isinstance(table.get("items"), list):
         return []
@@ -66,11 +67,12 @@ def _load(path: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    check_regular(path)
     try:
         images = load_file(path)["images"]
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
         raise ValueError(f"{path} is damaged: {error}") from error
-    if images.dtype.name != "uint8" or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.dtype.name != "uint8" or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"{path} holds no images: expected uint8 (N, 1 or 3, H, W), got {images.shape}")
     return images
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdengine._untrusted import TOML_LIMIT, parse_toml, read_bytes
+from kdengine.api import CheckpointError
 from kdengine.cli.report.formats import looks_lower_better
 from kdengine.cli.report.records import Keys, Record, classify, curve
 from kdengine.cli.report.values import Value, integer, number, pooled, value, values
@@ -247,12 +248,19 @@ def _seed_results(folders: Sequence[Path], monitor: str | None) -> Iterator[Seed
 def _recipe(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     for folder in folders:
         if (folder / RECIPE).is_file():
-            text = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")
+            text = _recipe_text(folder / RECIPE)
             try:
-                return text, tomllib.loads(text)
-            except (tomllib.TOMLDecodeError, RecursionError):
+                return text, parse_toml(text)
+            except ValueError:
                 return text, {}
     return "", {}
+
+
+def _recipe_text(path: Path) -> str:
+    try:
+        return read_bytes(path, TOML_LIMIT).decode("utf-8", errors="replace")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no recipe: {error}") from error
 
 
 def _loss_arguments(settings: Mapping[str, Any]) -> dict[str, list[str]]:
