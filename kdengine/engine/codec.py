@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from kdengine._untrusted import shown
-from kdengine.engine.shards import is_sharded
+from kdengine.engine.shards import is_sharded, local
 from kdengine.engine.tensors import check_repeats, dtype_named, held_bytes, spelled_out, why_not_storable
 
 MAX_DEPTH: Final = 64  # a level is up to five frames of Python's thousand
@@ -77,7 +77,7 @@ def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     encoder = _Encoder()
     obj = encoder.encode(tree, ())
     try:
-        check_repeats(encoder.referenced, held_bytes(encoder.tensors.values()))
+        check_repeats(encoder.referenced, held_bytes(map(local, encoder.tensors.values())))
     except ValueError as error:
         raise UnsupportedState(f"the state: {error}") from error
     return obj, encoder.tensors
@@ -212,7 +212,7 @@ class _Encoder:
         reason = None if is_sharded(tensor) else why_not_storable(tensor)
         if reason is not None:
             raise UnsupportedState(f"{_place(path)}: cannot be stored in a checkpoint: {reason}")
-        self.referenced += spelled_out(tensor)
+        self.referenced += spelled_out(local(tensor))
         if id(tensor) not in self._names:
             name = _free_name(path, self.tensors)
             self._names[id(tensor)] = name
@@ -295,7 +295,7 @@ def _describe(value: Any) -> str:
 class _Decoder:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
-        self._held = held_bytes(tensors.values())
+        self._held = held_bytes(map(local, tensors.values()))
         self._referenced = 0  # bytes
         self._arrays: set[str] = set()
 
@@ -389,7 +389,7 @@ class _Decoder:
         if _expect(str, obj, path) not in self._tensors:
             raise MalformedState(f"{_place(path)}: the tensor {shown(obj)} is missing")
         tensor = self._tensors[obj]
-        self._referenced += spelled_out(tensor)
+        self._referenced += spelled_out(local(tensor))
         check_repeats(self._referenced, self._held)
         return tensor
 

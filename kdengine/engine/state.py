@@ -292,8 +292,9 @@ def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
         if fit.models.average is not None and tree["average"] is not None:
             fit.models.average.load_state_dict(tree["average"])
     except (RuntimeError, ValueError, KeyError) as error:  # torch lists every tensor that differs
+        where = None if fit.out is None else directory(fit.out)
         raise CheckpointError(
-            f"the newest checkpoint under {fit.out} is of another student, optimizer or loss than those given: {error}"
+            f"the newest checkpoint under {where} is of another student, optimizer or loss than those given: {error}"
         ) from error
 
 

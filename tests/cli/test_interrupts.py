@@ -54,7 +54,7 @@ EXITS = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted"
     ("phase", "number"),
     [
         ("start", signal.SIGTERM),
-        ("teacher train", signal.SIGINT),
+        pytest.param("teacher train", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("start", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("teacher train", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("teacher evaluate", signal.SIGTERM, marks=pytest.mark.slow),

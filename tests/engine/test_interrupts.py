@@ -98,7 +98,7 @@ def uninterrupted(tmp_path_factory):
     return {world: in_processes(world, train, tmp_path_factory.mktemp("whole") / str(world))[0] for world in (1, 2)}
 
 
-QUICK = {("forward", signal.SIGTERM), ("evaluation", signal.SIGINT), ("save", signal.SIGTERM)}
+QUICK = {("evaluation", signal.SIGINT), ("save", signal.SIGTERM)}
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def doomed(rank, how, strategy):
     engine(device=device(), strategy=strategy, plugins=[Fate(rank, how)]).fit(kdengine.loader(items(), 4), epochs=9)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("world", "rank"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow), pytest.param(4, 3, marks=pytest.mark.slow)]
 )
@@ -110,7 +110,7 @@ def of_own(counts, strategy):
     return result.steps, torch.cat([p.detach().cpu().flatten() for p in trained.student.parameters()]).tolist()
 
 
-@pytest.mark.parametrize("counts", [(4, 1), (1, 4), (3, 2)])
+@pytest.mark.parametrize("counts", [(4, 1), pytest.param((1, 4), marks=pytest.mark.slow), (3, 2)])
 def test_processes_with_fewer_batches_keep_up_with_the_others(counts):
     found = in_processes(2, of_own, counts, "ddp")
     assert found[0] == found[1]

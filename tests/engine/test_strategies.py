@@ -110,7 +110,7 @@ def fit_with_adamw(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("train", [fit, fit_with_adamw])
+@pytest.mark.parametrize("train", [fit, pytest.param(fit_with_adamw, marks=pytest.mark.slow)])
 def test_two_processes_follow_the_course_of_one(strategy, train):
     alone, history, _ = train("ddp")
     (together, shared_history, _), (others, same_history, _) = in_processes(2, train, strategy)
@@ -172,7 +172,7 @@ def course(strategies, steps, out, make_student):
     return [interrupted(*pair[:1], out, *pair[1:], make_student()) for pair in zip(strategies, steps, strict=True)][-1]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_processes_that_go_on_end_with_the_bits_of_those_that_were_never_left(tmp_path, strategy):
     whole_course = in_processes(2, course, [strategy], [None], tmp_path / "whole", student_with_statistics)
     with_breaks = in_processes(2, course, [strategy] * 3, [3, 4, None], tmp_path / "cut", student_with_statistics)
@@ -182,8 +182,7 @@ def test_processes_that_go_on_end_with_the_bits_of_those_that_were_never_left(tm
 
 
 @pytest.mark.parametrize(
-    "first",
-    [(2, "fsdp"), *(pytest.param(case, marks=pytest.mark.slow) for case in ((1, "ddp"), (4, "fsdp"), (2, "ddp")))],
+    "first", [pytest.param(case, marks=pytest.mark.slow) for case in ((2, "fsdp"), (1, "ddp"), (4, "fsdp"), (2, "ddp"))]
 )
 def test_a_checkpoint_goes_on_with_any_number_of_processes_and_strategy(tmp_path, first):
     expected = in_processes(1, course, ["ddp"], [None], tmp_path / "whole", mlp)[0]
@@ -219,7 +218,7 @@ def fit_with_bank(strategy):
     return fit(strategy, losses={"bank": Bank()}, weights={})
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_memory_bank_is_that_of_one_process(strategy):
     alone, _, _ = fit_with_bank("ddp")
     (together, _, _), _ = in_processes(2, fit_with_bank, strategy)
@@ -235,7 +234,7 @@ def fit_with_sharded_teacher(strategy, out):
     return seen[0], held, set(stored["student"]) == students, len(stored["optimizer"]["param_groups"][0]["params"])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_sharded_teacher_is_held_in_parts_and_teaches_the_same(tmp_path, strategy):
     alone, _, _ = fit()
     total = sum(parameter.numel() for parameter in mlp(32).parameters())

@@ -13,7 +13,7 @@ from tests.faults.reference import RUN, Reference, contents
 from tests.faults.shim import Call, Fault, Mode
 
 PUBLISHED = re.compile(rf"{RUN}/checkpoints/step-(\d+)")
-ENDS_WITH = ("student.safetensors", "metrics.jsonl", "summary.json")
+ENDS_WITH = ("student.safetensors", "metrics.jsonl", "steps.jsonl", "summary.json")
 
 
 class Lost(AssertionError):
@@ -28,9 +28,10 @@ def check_killed(out: Path, reference: Reference, calls: Sequence[Call]) -> None
     for name in ("student.safetensors", "summary.json"):
         if (out / name).exists():
             require((out / name).read_bytes() == final[name], f"{name} is there and is not whole")
-    if (out / "metrics.jsonl").exists():
-        records = (out / "metrics.jsonl").read_bytes()
-        require(final["metrics.jsonl"].startswith(records), "metrics.jsonl is not a beginning of the undisturbed one")
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        if (out / name).exists():
+            beginning = final[name].startswith((out / name).read_bytes())
+            require(beginning, f"{name} is not a beginning of the undisturbed one")
 
 
 def check_checkpoints(out: Path, reference: Reference) -> None:
@@ -62,14 +63,15 @@ def check_newest(out: Path, steps: Sequence[int]) -> None:
     require(found >= max(steps, default=-1), f"step {max(steps, default=-1)} was complete, found is {newest}")
 
 
-def check_resumed(ending: Ending, out: Path, reference: Reference) -> None:
+def check_resumed(endings: Sequence[Ending], out: Path, reference: Reference) -> None:
     """The training has ended with the undisturbed one's bytes, and nothing temporary is left."""
-    require(ending.finished, f"the resumed training ended with {ending.status}, {ending.error}")
+    for rank, ending in enumerate(endings):
+        require(ending.finished, f"process {rank} of the resumed training ended with {ending.status}, {ending.error}")
     final, found = contents(reference.out), contents(out)
     for name in ENDS_WITH:
         require(found.get(name) == final[name], f"{name} is not the undisturbed one's")
-    newest = max(name for name in final if name.startswith("checkpoints/"))
-    for name in (name for name in final if Path(name).parent == Path(newest).parent):
+    newest = max(Path(name).parts[1] for name in final if name.startswith("checkpoints/"))
+    for name in (name for name in final if name.startswith(f"checkpoints/{newest}/")):
         require(found.get(name) == final[name], f"{name} is not the undisturbed one's")
     check_checkpoints(out, reference)
     check_newest(out, [max(checkpoint.steps(reference.out / "checkpoints"))])

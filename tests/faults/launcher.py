@@ -101,7 +101,6 @@ class Launcher:
             Ending(**ending | {"calls": [Call(*fields) for fields in ending["calls"]]}) for ending in json.loads(reply)
         ]
 
-    def train(self, out: Path, fault: Fault | None = None, **options: Any) -> Ending:
-        """A training of one process."""
-        (ending,) = self.launch(out, fault, **options)
-        return ending
+    def train(self, out: Path, fault: Fault | None = None, *, rank: int = 0, **options: Any) -> Ending:
+        """How the process with the fault ended; without one, the main process."""
+        return self.launch(out, fault, rank=rank, **options)[rank]

@@ -1,6 +1,6 @@
 """The kill matrix: a training is killed at every call that changes a file and at instants in between, and resumed.
 
-    python -m tests.faults.matrix [--points N] [--processes 1] [--seed S]
+    python -m tests.faults.matrix [--points N] [--processes 2] [--strategy fsdp] [--seed S]
 
 A point has survived when after the kill every checkpoint is one of those that the undisturbed training wrote, the
 newest that was complete is found, and the resumed training ends with the undisturbed one's bytes.
@@ -35,24 +35,28 @@ def survive(launcher: Launcher, reference: Reference, point: Point, folder: Path
     out = folder / RUN
     folder.mkdir(parents=True)
     try:
-        calls = executed(kill(launcher, reference, out, point), point.fault)
+        calls = kill(launcher, reference, out, point)
         check_killed(out, reference, calls)
         if point.again is not None:
             kill_while_resuming(launcher, reference, out, calls, random.Random(point.again))
-        check_resumed(launcher.train(out, **reference.options), out, reference)
+        check_resumed(launcher.launch(out, **reference.options), out, reference)
     except Lost as error:
         raise Lost(f"{point}: {error}") from None
     shutil.rmtree(folder)
 
 
-def kill(launcher: Launcher, reference: Reference, out: Path, point: Point) -> Ending:
-    """A training that dies where it shall; that it does is up to the harness."""
-    ending = launcher.train(out, point.fault, **reference.options)
+def kill(launcher: Launcher, reference: Reference, out: Path, point: Point) -> list[Call]:
+    """The calls that the main process of a training made until a process died where it should.
+
+    That it does is up to the harness.
+    """
+    endings = launcher.launch(out, point.fault, rank=point.rank, **reference.options)
+    ending = endings[point.rank]
     if not ending.killed:
         raise RuntimeError(f"{point}: the training was not killed, it ended with {ending.status}, {ending.error}")
     if point.call is not None and ending.calls[-1].kind != point.call.kind:
         raise RuntimeError(f"{point}: the training was killed at another call, {ending.calls[-1]}")
-    return ending
+    return executed(ending, point.fault) if point.rank == 0 else endings[0].calls[:-1]
 
 
 def kill_while_resuming(
@@ -69,14 +73,13 @@ def kill_while_resuming(
     """
     rehearsed = out.parent / "copy" / RUN
     shutil.copytree(out, rehearsed)
-    rehearsal = launcher.train(rehearsed, **reference.options)
+    rehearsal = launcher.launch(rehearsed, **reference.options)
     check_resumed(rehearsal, rehearsed, reference)
     shutil.rmtree(rehearsed.parent)
-    call = dice.choice(rehearsal.calls)
+    call = dice.choice(rehearsal[0].calls)
     second = Point(Fault(dice.choice(modes_at(call)), call.number), call)
     try:
-        killed = kill(launcher, reference, out, second)
-        check_killed(out, reference, [*calls, *executed(killed, second.fault)])
+        check_killed(out, reference, [*calls, *kill(launcher, reference, out, second)])
     except Lost as error:
         raise Lost(f"again {second}: {error}") from None
 
@@ -96,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Try the points, print a table, and say how many were survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, help="how many points, drawn at random; all by default")
-    parser.add_argument("--processes", type=int, choices=[1], default=1, help="processes of the training")
+    parser.add_argument("--processes", type=int, default=1, help="processes of the training")
+    parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp", help="of several processes")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     options = parser.parse_args(arguments)
     if reason := shim.why_not():
@@ -104,13 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         with Launcher(folder) as launcher:
-            return report(launcher, folder, options.points, options.seed)
+            started = time.perf_counter()
+            reference = undisturbed(launcher, folder / "reference", world=options.processes, strategy=options.strategy)
+            code = report(launcher, reference, folder, options.points, options.seed)
+            print(f"{time.perf_counter() - started:.0f} s")
+            return code
 
 
-def report(launcher: Launcher, folder: Path, count: int | None, seed: int) -> int:
+def report(launcher: Launcher, reference: Reference, folder: Path, count: int | None, seed: int) -> int:
     """The matrix as a table; 0 when every point was survived."""
-    started = time.perf_counter()
-    reference = undisturbed(launcher, folder / "reference")
     points = every_point(reference, seed)
     if count is not None and count < len(points):
         points = random.Random(seed).sample(points, count)
@@ -120,12 +126,17 @@ def report(launcher: Launcher, folder: Path, count: int | None, seed: int) -> in
         survived[cell(point)] += lost is None
         if lost is not None:
             print(f"LOST  {lost}", flush=True)
-    print(f"{len(reference.calls)} calls that change files, {reference.instants} instants; survived/tried:")
+    calls, instants = (sum(numbers) for numbers in zip(*map(sizes, reference.endings), strict=True))
+    print(f"{calls} calls that change files, {instants} instants; survived/tried:")
     print_table(tried, survived)
     total = survived.total()
-    print(f"{time.perf_counter() - started:.0f} s")
     print(f"{tried.total()} points tried, {total} survived, bits equal {total}")
     return 0 if total == tried.total() else 1
+
+
+def sizes(ending: Ending) -> tuple[int, int]:
+    """How many calls and instants a process had."""
+    return len(ending.calls), ending.instants
 
 
 def cell(point: Point) -> tuple[str, Mode]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.faults.reference import Reference
 from tests.faults.shim import Call, Fault, Mode
@@ -22,11 +22,13 @@ class Point:
         fault: what kills it.
         call: the call that the fault belongs to, or None for an instant.
         again: the resumed training is killed as well, where this seed says.
+        rank: the process that is killed; the others then are, as by torchrun.
     """
 
     fault: Fault
     call: Call | None = None
     again: int | None = None
+    rank: int = 0
 
     @property
     def kind(self) -> str:
@@ -35,12 +37,19 @@ class Point:
 
     def __str__(self) -> str:
         where = self.call or self.fault.at
-        return f"{self.fault.mode} {where}" + ("" if self.again is None else f", and again by seed {self.again}")
+        process = f" in process {self.rank}" if self.rank else ""
+        again = "" if self.again is None else f", and again by seed {self.again}"
+        return f"{self.fault.mode} {where}{process}{again}"
 
 
 def points_at_calls(reference: Reference) -> list[Point]:
     """Before and after every call, and in the middle of every write."""
-    return [Point(Fault(mode, call.number), call) for call in reference.calls for mode in modes_at(call)]
+    return [
+        Point(Fault(mode, call.number), call, rank=rank)
+        for rank, ending in enumerate(reference.endings)
+        for call in ending.calls
+        for mode in modes_at(call)
+    ]
 
 
 def modes_at(call: Call) -> list[Mode]:
@@ -50,14 +59,18 @@ def modes_at(call: Call) -> list[Mode]:
 
 
 def points_at_instants(reference: Reference, count: int, dice: random.Random) -> list[Point]:
-    """Calls of functions of the package, drawn at random."""
-    return [Point(Fault(Mode.INSTANT, at)) for at in sorted(dice.sample(range(1, reference.instants + 1), count))]
+    """Calls of functions of the package, drawn at random, in every process as many."""
+    return [
+        Point(Fault(Mode.INSTANT, at), rank=rank)
+        for rank, ending in enumerate(reference.endings)
+        for at in sorted(dice.sample(range(1, ending.instants + 1), -(-count // len(reference.endings))))
+    ]
 
 
 def points_twice(reference: Reference, count: int, dice: random.Random) -> list[Point]:
     """Any of the points at calls, with a second kill while the training is resumed."""
     chosen = dice.sample(points_at_calls(reference), count)
-    return [Point(point.fault, point.call, dice.randrange(2**31)) for point in chosen]
+    return [replace(point, again=dice.randrange(2**31)) for point in chosen]
 
 
 def every_point(reference: Reference, seed: int) -> list[Point]:

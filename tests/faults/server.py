@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def launch(
     def training(position: int) -> int:
         return _train(Path(out), archive, faults[position], traces[position], reports[position], options)
 
-    children = {_fork(training, position, world): position for position in range(world)}
+    port = _free_port()
+    children = {_fork(training, position, world, port): position for position in range(world)}
     endings: list[dict[str, Any]] = [{} for _ in faults]
     while children:
         child, status = os.wait()
@@ -68,7 +70,14 @@ def launch(
     return endings
 
 
-def _fork(training: Callable[[int], int], rank: int, world: int) -> int:
+def _free_port() -> int:
+    """Where the processes of a training may meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _fork(training: Callable[[int], int], rank: int, world: int, port: int) -> int:
     """A child that trains, and ends with the status that training returns."""
     child = os.fork()
     if child:
@@ -77,6 +86,7 @@ def _fork(training: Callable[[int], int], rank: int, world: int) -> int:
     try:
         if world > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         status = training(rank)
     except BaseException:
         traceback.print_exc()

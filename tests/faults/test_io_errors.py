@@ -49,7 +49,7 @@ def recover(launcher, reference, out, fault):
     require(not left, f"a full disk can be cleaned up: {left}")
     said = [text for text in ending.messages if "jsonl" in text]
     require(len(said) <= 1, f"the logger's failure was said more than once: {said}")
-    check_resumed(launcher.train(out), out, reference)
+    check_resumed(launcher.launch(out), out, reference)
     shutil.rmtree(out)
     return ending
 
@@ -105,7 +105,7 @@ def test_a_run_directory_that_has_become_read_only_is_named_on_resume_and_stays_
     assert Path(ending.error["path"]).is_relative_to(out / "checkpoints")
     assert [text for text in ending.messages if "'jsonl' failed in start and is left out" in text]
     assert contents(out) == before
-    check_resumed(launcher.train(out), out, reference)
+    check_resumed(launcher.launch(out), out, reference)
 
 
 def test_a_logger_whose_file_finds_no_room_is_left_out_and_said_once(launcher, reference, folder):

@@ -89,6 +89,16 @@ def test_a_loss_is_told(launcher, reference, folder, name, said):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_killed_at_every_kind_of_call_and_at_instants(launcher, folder, dice, strategy):
+    reference = undisturbed(launcher, folder / "reference", world=2, strategy=strategy)
+    points = one_of_each_kind(points_at_calls(reference), dice) + points_at_instants(reference, 6, dice)
+    assert {point.rank for point in points} == {0, 1}
+    lost = [text for text in survivors(launcher, reference, points, folder / "points") if text]
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.exhaustive
 def test_the_whole_matrix(launcher, reference, folder):
     points = every_point(reference, SEED)
     assert len(points) >= 200

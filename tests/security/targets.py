@@ -284,7 +284,8 @@ def resume(data: bytes) -> None:
     generators = tree.pop("random")  # thousands of numbers, which every change would otherwise go to
     tree = changed(tree, choices)
     if isinstance(tree, dict):
-        tree["random"] = changed({**generators, "python": 0}, choices) if choices.number(8) == 0 else generators
+        states = [{**state, "python": 0} for state in generators]
+        tree["random"] = changed(states, choices) if choices.number(8) == 0 else generators
     with tempfile.TemporaryDirectory() as folder:
         path = written(Path(folder) / "run" / "checkpoints", files | {"state.json": json.dumps(tree).encode()}, 2)
         seal(path)

@@ -1,6 +1,6 @@
 """Changed files at random: an error that names the file or a right result, in bounded memory and time.
 
-The default suite takes a few seconds; ``pytest -m slow tests/security`` goes deeper, and ``python -m
+The default suite takes a few seconds; ``pytest -m exhaustive tests/security`` goes deeper, and ``python -m
 tests.security.fuzz_atheris`` as long as one likes.
 """
 
@@ -56,7 +56,7 @@ def test_changed_files_are_told_or_read(name):
     fuzzed(name, EXAMPLES[name])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", TARGETS)
 def test_many_changed_files_are_told_or_read(name):
     fuzzed(name, 1_000 if name == "resume" else 10_000)

@@ -159,7 +159,7 @@ def test_numbers_may_be_of_any_class(tmp_path, value):
 @pytest.mark.parametrize("position", [625, 10**6, 10**9, -1, -(10**9), 2**70, True, "0"])
 def test_a_position_outside_of_numpy_s_generator_is_refused(tmp_path, position):
     def change(tree):
-        tree["random"]["numpy"][2] = position
+        tree["random"][0]["numpy"][2] = position
 
     assert_refused(tmp_path / "run", change, "state of NumPy's generator")
 
@@ -174,7 +174,7 @@ def test_the_end_of_numpy_s_generator_is_within():
 
 def test_the_random_state_of_an_epoch_is_tried_before_it_is_needed(tmp_path):
     def change(tree):
-        tree["epoch_random"]["numpy"][2] = 10**9
+        tree["epoch_random"][0]["numpy"][2] = 10**9
 
     loader = torch.utils.data.DataLoader(items(), 8, shuffle=True)
     assert_refused(tmp_path / "run", change, "state of NumPy's generator", loader=loader)
