@@ -39,11 +39,13 @@ class FitContext:
         step: optimizer steps done so far.
         epoch: current epoch, from 0.
         metrics: latest evaluation; empty before the first.
+        rank: this process among those that train together; 0 is the one that writes.
+        world: number of processes.
     """
 
     __slots__ = (
-        "device", "epoch", "epochs", "losses", "metrics", "name", "optimizer", "out", "step", "steps", "student",
-        "teacher",
+        "device", "epoch", "epochs", "losses", "metrics", "name", "optimizer", "out", "rank", "step", "steps",
+        "student", "teacher", "world",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +60,8 @@ class FitContext:
         steps: int,
         epochs: int,
         out: Path | None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.name = name
         self.student = student
@@ -68,6 +72,8 @@ class FitContext:
         self.steps = steps
         self.epochs = epochs
         self.out = out
+        self.rank = rank
+        self.world = world
         self.step = 0
         self.epoch = 0
         self.metrics: Mapping[str, float | None] = {}

@@ -283,6 +283,8 @@ class Engine:
             steps=steps,
             epochs=epochs,
             out=self.out,
+            rank=self.runtime.processes.rank,
+            world=self.runtime.processes.world,
         )
         return Fit(
             settings=self.settings,

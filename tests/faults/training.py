@@ -68,7 +68,7 @@ class Archive:
 
     @kdengine.hookimpl
     def kdengine_on_checkpoint_saved(self, context):
-        if self.folder is not None:
+        if self.folder is not None and context.fit.rank == 0:
             shutil.copytree(context.path, self.folder / f"{len(list(self.folder.iterdir())):03d}")
 
 
