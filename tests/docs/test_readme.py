@@ -54,7 +54,7 @@ def test_the_result_stands_between_its_markers():
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 185
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 190
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
