@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Number
 from typing import Any, Final
 
@@ -68,8 +69,8 @@ def check_options(stored: dict[str, Any], fresh: dict[str, Any]) -> None:
     if missing:
         raise ValueError(f"the optimizer's {', '.join(sorted(missing))} is missing")
     ours, theirs = stored.get("betas", ()), fresh.get("betas", ())
-    if len(ours) != len(theirs) or not all(kind_of(beta) == "a number" for beta in ours):
-        raise ValueError(f"expected {len(theirs)} betas of the optimizer, got {shown(ours)}")
+    if len(ours) != len(theirs) or not all(kind_of(beta) == "a number" and 0.0 <= beta < 1.0 for beta in ours):
+        raise ValueError(f"expected {len(theirs)} betas of the optimizer, from 0 to below 1, got {shown(ours)}")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -96,6 +97,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 def _fits(key: str, value: Any, shape: torch.Size) -> bool:
     """Whether a torch optimizer can have made this value for a parameter of this shape."""
+    if key == "step":  # the power of a beta
+        return kind_of(value) == "a number" and 0 <= value < math.inf
     if key in _ONE_NUMBER:
         return kind_of(value) == "a number"
     return value is None or (isinstance(value, Tensor) and value.shape == shape)

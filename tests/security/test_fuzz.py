@@ -38,10 +38,12 @@ def bounded():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def fuzzed(name, examples):
-    """A property test of a target."""
+def fuzzed(name, examples, *, same=False):
+    """A property test of a target: with other choices each time, or the same."""
 
-    @settings(max_examples=examples, deadline=5000, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples, derandomize=same, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
     @given(choices)
     def run(data):
         TARGETS[name](data)
@@ -53,7 +55,7 @@ def fuzzed(name, examples):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_files_are_told_or_read(name):
-    fuzzed(name, EXAMPLES[name])
+    fuzzed(name, EXAMPLES[name], same=True)
 
 
 @pytest.mark.exhaustive

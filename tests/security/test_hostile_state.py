@@ -94,6 +94,11 @@ def test_a_step_count_of_no_size_is_refused(tmp_path):
     assert_refused(tmp_path / "run", optimizer_state("step", torch.zeros(0)), "the optimizer's step", fused=True)
 
 
+@pytest.mark.parametrize("step", [-1, -1e9, float("inf"), float("nan")])
+def test_a_step_count_that_no_power_can_have_is_refused(tmp_path, step):
+    assert_refused(tmp_path / "run", optimizer_state("step", torch.tensor(step)), "the optimizer's step")
+
+
 def test_a_fused_optimizer_s_own_state_is_taken(tmp_path):
     fit(tmp_path / "run", fused=True)
     assert fit(tmp_path / "run", epochs=2, resume=True, fused=True).steps == 8
@@ -107,8 +112,8 @@ def test_options_of_another_kind_are_refused(tmp_path, key, value):
     assert_refused(tmp_path / "run", option(key, value), f"expected the optimizer's {key} to be")
 
 
-@pytest.mark.parametrize("betas", [(0.9,), (0.9, "x"), ()])
-def test_betas_that_are_no_pair_of_numbers_are_refused(tmp_path, betas):
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, "x"), (), (1e200, 0.9), (0.9, 1.0), (-0.1, 0.9)])
+def test_betas_that_are_no_pair_of_numbers_below_one_are_refused(tmp_path, betas):
     assert_refused(tmp_path / "run", option("betas", betas), "expected 2 betas")
 
 
