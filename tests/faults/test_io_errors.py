@@ -47,8 +47,9 @@ def recover(launcher, reference, out, fault):
     ending = fail(launcher, reference, out, fault)
     left = [path for path in out.rglob(".tmp-*") if fault.mode is Mode.FULL]
     require(not left, f"a full disk can be cleaned up: {left}")
-    said = [text for text in ending.messages if "jsonl" in text]
-    require(len(said) <= 1, f"the logger's failure was said more than once: {said}")
+    for name in ("jsonl", "steps"):
+        said = [text for text in ending.messages if text.startswith(f"logger {name!r} failed")]
+        require(len(said) <= 1, f"the logger's failure was said more than once: {said}")
     check_resumed(launcher.launch(out), out, reference)
     shutil.rmtree(out)
     return ending
