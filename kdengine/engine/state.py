@@ -154,7 +154,7 @@ def resume(fit: Fit) -> bool:
     if not fit.feed.exact:
         fit.loggers.message("resuming a loader of your own: its consumed batches are read again and dropped")
     with _fitting(path):
-        restore(fit, tree)
+        restore(fit, tree, path)
     later = directory(fit.out)
     fit.runtime.processes.on_main(lambda: checkpoint.drop_after(later, fit.position.step))
     return True
@@ -194,12 +194,12 @@ def _differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
     return [f"{k} was {shown(stored.get(k))}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
 
 
-def restore(fit: Fit, tree: dict[str, Any]) -> None:
-    """Set a fit to what :func:`collect` gave; the random state comes last."""
+def restore(fit: Fit, tree: dict[str, Any], path: Path) -> None:
+    """Set a fit to what :func:`collect` gave, as read from ``path``; the random state comes last."""
     _check_kinds(tree)
     position = _position(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
-    _restore_trained(fit, tree)
+    _restore_trained(fit, tree, path)
     if fit.lr_scheduler is not None and tree["lr_scheduler"] is not None:
         if tree["steps"] == fit.steps or fit.lr_waits:
             check_scheduler(fit.lr_scheduler, tree["lr_scheduler"])
@@ -277,7 +277,7 @@ def _position(fit: Fit, tree: dict[str, Any]) -> Position:
     return Position(epoch, batch, step)
 
 
-def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
+def _restore_trained(fit: Fit, tree: dict[str, Any], path: Path) -> None:
     if fit.strategy.shards:
         _spread(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
@@ -292,10 +292,7 @@ def _restore_trained(fit: Fit, tree: dict[str, Any]) -> None:
         if fit.models.average is not None and tree["average"] is not None:
             fit.models.average.load_state_dict(tree["average"])
     except (RuntimeError, ValueError, KeyError) as error:  # torch lists every tensor that differs
-        where = None if fit.out is None else directory(fit.out)
-        raise CheckpointError(
-            f"the newest checkpoint under {where} is of another student, optimizer or loss than those given: {error}"
-        ) from error
+        raise CheckpointError(f"{path} is of another student, optimizer or loss than those given: {error}") from error
 
 
 def _spread(fit: Fit, tree: dict[str, Any]) -> None:
@@ -335,7 +332,7 @@ def rollback(fit: Fit) -> None:
         raise CheckpointError(f"nonfinite='rollback' found no usable checkpoint under {directory(fit.out)}")
     rates = [group["lr"] for group in fit.optimizer.param_groups]
     with _fitting(path):
-        _restore_trained(fit, checkpoint.load(path, empty=fit.strategy.empty)[0])
+        _restore_trained(fit, checkpoint.load(path, empty=fit.strategy.empty)[0], path)
     for group, rate in zip(fit.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     fit.loggers.message(f"rolled back to {path.name}")
