@@ -23,7 +23,8 @@ from kdengine.engine.runtime import Runtime
 from kdengine.engine.shards import is_sharded
 from kdengine.engine.strategies import Alone, Replicated, StrategyName, unused_parameters
 from kdengine.engine.teacher import FrozenGuard
-from kdengine.host import Host
+from kdengine.host import Dispatch, Host
+from kdengine.host.dispatch import NOTHING, SKIPPABLE
 
 Named: TypeAlias = list[tuple[str, nn.Parameter]]
 OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[Named], torch.optim.Optimizer]
@@ -266,3 +267,11 @@ def make_lr_scheduler(given: SchedulerLike, optimizer: torch.optim.Optimizer, na
 def waits_for_metric(lr_scheduler: Any) -> bool:
     """Whether a scheduler steps at evaluations, on a metric."""
     return isinstance(lr_scheduler, ReduceLROnPlateau)
+
+
+def ask_together(calls: Dispatch, runtime: Runtime) -> None:
+    """Let every process ask a controller that any of them has (one on the main process, say): skipping is shared."""
+    own = [getattr(calls, hook) is not None for hook in SKIPPABLE]
+    for hook, here, asked in zip(SKIPPABLE, own, runtime.processes.largest(own), strict=True):
+        if asked and not here:
+            setattr(calls, hook, lambda _: NOTHING)

@@ -30,6 +30,7 @@ from kdengine.engine.assembly import (
     Named,
     OptimizerLike,
     SchedulerLike,
+    ask_together,
     attached,
     make_lr_scheduler,
     make_models,
@@ -273,6 +274,7 @@ class Engine:
             random.seed_all(self.seed, self.settings.name, self.runtime.processes.rank)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         calls = self.host.dispatch(trace=self.trace_hooks)
+        ask_together(calls, self.runtime)
         context = FitContext(
             name=self.settings.name,
             student=self.student,

@@ -56,7 +56,7 @@ def measure(
         runtime: where.
         to_batch: reads a loader's item as a batch.
         model: evaluated in the student's place (its moving average).
-        pause: called after each batch; may leave by raising.
+        pause: called after each batch that all processes share; may leave by raising.
     """
     student = models.student if model is None else model
     teach = any(metric.needs_teacher for metric in metrics.values())
@@ -76,7 +76,8 @@ def measure(
             for metric in metrics.values():
                 metric.update(seen)
             batches += 1
-            pause()
+            if pooled or not runtime.several:  # others may read more or fewer batches of a loader that is not pooled
+                pause()
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
     return {name: metric.compute() for name, metric in metrics.items()}
@@ -108,7 +109,6 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
             values = {name: _number(value) for name, value in fit.evaluation(model).items()}
-        values = fit.runtime.processes.share(values)[0]  # decisions follow: the same in every process
     else:
         assert fit.evaluation is not None
         values = measure(
@@ -121,12 +121,13 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
             model=model,
             pause=fit.leave_if_asked,
         )
+    values = fit.runtime.processes.share(values)[0]  # decisions follow: the same in every process
     context.metrics = values
     fit.latest = {**values, "step": float(fit.position.step)}
     fit.context.metrics = values
     note_best(fit, values)
     if fit.calls.evaluate_end is not None:
-        fit.decide(fit.calls.evaluate_end(context))
+        fit.note(fit.calls.evaluate_end(context))
     return values
 
 

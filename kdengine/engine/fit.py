@@ -140,14 +140,18 @@ class Fit:
         metrics = {name: value for name, value in self.latest.items() if value is not None}
         return Progress(self.position.step, self.steps, self.position.epoch, self.epochs, metrics)
 
-    def decide(self, decisions: Iterable[Decision]) -> bool:
-        """Note what controllers decided; True when one, in any process, said to skip."""
+    def note(self, decisions: Iterable[Decision]) -> bool:
+        """Note what controllers decided in this process; True when one said to skip."""
         skip = False
         for decision in decisions:
             skip |= decision is Decision.SKIP
             self.stopping |= decision is Decision.STOP
             self.saving |= decision is Decision.SAVE
-        return self.runtime.any(skip)
+        return skip
+
+    def skips(self, decisions: Iterable[Decision]) -> bool:
+        """Note what controllers decided; True when one, in any process, said to skip. Every process must ask."""
+        return self.runtime.any(self.note(decisions))
 
     def agree(self) -> None:
         """Let every process know what any of them decided: to stop, to write a checkpoint, to follow a signal."""

@@ -93,7 +93,7 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
         fit.objective.advance(fit.progress())
     if fit.transforms or calls.batch is not None:
         window = prepare(fit, window)
-    if calls.step_start is not None and (decided := calls.step_start(context)) and fit.decide(decided):
+    if calls.step_start is not None and fit.skips(calls.step_start(context)):
         fit.skipped += 1
         return finish_step(fit, None)
     scale = fit.precision.scale
@@ -224,8 +224,8 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
         fit.epoch_means.add(report)
     fit.position.step += 1
     fit.context.step = fit.position.step
-    if fit.calls.step_end is not None and (decided := fit.calls.step_end(fit.step_context)):
-        fit.decide(decided)
+    if fit.calls.step_end is not None:
+        fit.note(fit.calls.step_end(fit.step_context))
     return report
 
 
@@ -248,7 +248,8 @@ def end_epoch(fit: Fit, clock: Clock) -> None:
         record.update(evaluate_and_log(fit))
     fit.history.append(record)
     if fit.calls.epoch_end is not None:
-        fit.decide(fit.calls.epoch_end(fit.context))
+        fit.note(fit.calls.epoch_end(fit.context))
+    fit.agree()
     fit.position.epoch, fit.position.batch = number, 0
     fit.seconds += clock.lap()
     save(fit)

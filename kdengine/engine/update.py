@@ -40,8 +40,8 @@ def update(fit: Fit, scale: Tensor | float) -> StepReport | None:
     if fit.settings.clip is not None:
         fit.step_context.gradient_norm = fit.strategy.clip(fit.parameters, fit.settings.clip)
     skip = False
-    if fit.calls.optimizer_step is not None and (decided := fit.calls.optimizer_step(fit.step_context)):
-        skip = fit.decide(decided)
+    if fit.calls.optimizer_step is not None:
+        skip = fit.skips(fit.calls.optimizer_step(fit.step_context))
     if not skip and (intact or fit.ledger.late):
         _step(fit)
     elif intact:

@@ -92,6 +92,65 @@ def test_a_process_that_fails_is_named_with_its_reason():
     assert "process 1 ended with PluginError" in outcomes[0][1]
 
 
+class Decides:
+    """Says one thing once, in one hook."""
+
+    kdengine_hook_version = 1
+
+    def __init__(self, hook, decision):
+        self.hook, self.decision = hook, decision
+
+    def _decide(self, hook, step):
+        return self.decision if (hook, step) == (self.hook, 2) else None
+
+    @kdengine.hookimpl
+    def kdengine_on_step_start(self, context):
+        return self._decide("step_start", context.step)
+
+    @kdengine.hookimpl
+    def kdengine_on_optimizer_step(self, context):
+        return self._decide("optimizer_step", context.step)
+
+    @kdengine.hookimpl
+    def kdengine_on_step_end(self, context):
+        return self._decide("step_end", context.step)
+
+    @kdengine.hookimpl
+    def kdengine_on_evaluate_end(self, context):
+        return self._decide("evaluate_end", context.epoch + 2)
+
+    @kdengine.hookimpl
+    def kdengine_on_epoch_end(self, context):
+        return self._decide("epoch_end", context.epoch + 2)
+
+
+DECISIONS = {
+    "step_start": (kdengine.Decision.SKIP, (8, 1, 2)),
+    "optimizer_step": (kdengine.Decision.SKIP, (8, 1, 2)),
+    "step_end": (kdengine.Decision.STOP, (3, 0, 1)),
+    "evaluate_end": (kdengine.Decision.STOP, (4, 0, 1)),
+    "epoch_end": (kdengine.Decision.STOP, (4, 0, 1)),
+}
+
+
+def one_decides(rank, folder):
+    found = {}
+    for hook, (decision, _) in DECISIONS.items():
+        plugins = [Decides(hook, decision)] if join().rank == rank else []
+        trained = engine(device=device(), plugins=plugins, metrics={"top1": "top1"}, out=folder / hook)
+        data = items()
+        result = trained.fit(kdengine.loader(data, 8), kdengine.loader(data, 8, shuffle=False), epochs=2)
+        checkpoints = len(list((folder / hook / "checkpoints").iterdir()))
+        found[hook] = result.steps, result.skipped, checkpoints
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_a_plugin_of_one_process_decides_is_done_by_all(rank, tmp_path):
+    expected = {hook: outcome for hook, (_, outcome) in DECISIONS.items()}
+    assert in_processes(2, one_decides, rank, tmp_path) == [expected, expected]
+
+
 def of_own(counts, strategy):
     rank = join().rank
     labelled = items()[:]
