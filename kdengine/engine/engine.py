@@ -275,6 +275,7 @@ class Engine:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         calls = self.host.dispatch(trace=self.trace_hooks)
         ask_together(calls, self.runtime)
+        loggers = self._loggers()
         context = FitContext(
             name=self.settings.name,
             student=self.student,
@@ -306,7 +307,8 @@ class Engine:
             metrics=self.metrics,
             calls=calls,
             stateful=calls.stateful,
-            loggers=self._loggers(),
+            loggers=loggers,
+            records_steps=self.runtime.any(bool(loggers.of_steps)),
             epochs=epochs,
             steps=steps,
             out=self.out,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -61,6 +61,21 @@ class Position:
 
 
 @dataclass(slots=True)
+class Unread:
+    """What is kept of a step until its losses can be read.
+
+    Attributes:
+        window: its micro-batches, by which a value that is not finite is traced.
+        lr: its learning rate.
+        items: digest of its items; empty where no step is recorded.
+    """
+
+    window: Sequence[Batch]
+    lr: float
+    items: str = ""
+
+
+@dataclass(slots=True)
 class Models:
     """The models of a fit and how their outputs are read.
 
@@ -111,6 +126,7 @@ class Fit:
     calls: Dispatch
     stateful: Mapping[str, Any]
     loggers: Loggers
+    records_steps: bool
     epochs: int
     steps: int
     out: Path | None
@@ -122,8 +138,7 @@ class Fit:
     to_batch: Callable[[Any], Batch]
     found: Flag
     position: Position = field(default_factory=Position)
-    windows: dict[int, list[Batch]] = field(default_factory=dict)
-    noted: dict[int, dict[str, Any]] = field(default_factory=dict)
+    unread: dict[int, Unread] = field(default_factory=dict)
     latest: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)

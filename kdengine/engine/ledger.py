@@ -127,7 +127,9 @@ class Means:
         self._counts = [0] * len(self.names)
 
     def add(self, report: StepReport) -> None:
-        """Take in one step."""
+        """Take in one step; one whose loss is not finite counts nowhere."""
+        if not math.isfinite(report.loss):
+            return
         self.steps += 1
         self._loss += report.loss
         for at, value in enumerate(report.terms):

@@ -36,7 +36,7 @@ from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
 from kdengine.engine.digest import MODULUS, digest
 from kdengine.engine.evaluate import evaluate
-from kdengine.engine.fit import Fit, Interrupted
+from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.objective import Masks
@@ -74,13 +74,14 @@ def run_epoch(fit: Fit) -> None:
         clock.items += sum(batch.size for batch in window)
         if position.step % fit.settings.log_every == 0:
             log_training(fit, clock)
-        if fit.saving or fit.stopping or checkpoint_due(fit):
+        if fit.saving or fit.stopping or fit.signal or checkpoint_due(fit):
+            read_last_report(fit)
             fit.seconds += clock.lap()
+            if fit.signal:
+                raise Interrupted(fit.signal)
             save(fit)
         if fit.stopping:
             break
-        if fit.signal:
-            raise Interrupted(fit.signal)
     else:
         end_epoch(fit, clock)
 
@@ -97,7 +98,7 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
         fit.skipped += 1
         return finish_step(fit, None)
     scale = fit.precision.scale
-    fit.windows[fit.position.step] = window
+    fit.unread[fit.position.step] = Unread(window, learning_rate(fit))
     gather_gradients(fit, window, scale)
     if calls.backward_end is not None:
         calls.backward_end(context)
@@ -148,12 +149,12 @@ def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> No
 
 
 def sum_counts(fit: Fit, window: list[Batch], counts: Sequence[Sequence[int]]) -> Sequence[int]:
-    """D of each term; notes a digest of the step's items for its record, which follows when losses can be read."""
+    """D of each term; where steps are recorded, a digest of the step's items travels with the counts."""
     own = list(map(sum, zip(*counts, strict=True)))
-    if fit.out is None:
+    if not fit.records_steps:
         return fit.runtime.sum_counts(own)
     *divisors, items = fit.runtime.sum_counts([*own, sum(map(digest, window))])
-    fit.noted[fit.position.step] = {"batch": f"{items % MODULUS:012x}", "lr": learning_rate(fit)}
+    fit.unread[fit.position.step].items = f"{items % MODULUS:012x}"
     return divisors
 
 
@@ -218,10 +219,7 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
     if fit.models.source is not None and fit.models.source.evolving:
         fit.models.source.update(fit.models.student)
     if report is not None:
-        fit.windows.pop(report.step, None)
-        log_step(fit, report)
-        fit.interval.add(report)
-        fit.epoch_means.add(report)
+        take_report(fit, report)
     fit.position.step += 1
     fit.context.step = fit.position.step
     if fit.calls.step_end is not None:
@@ -229,14 +227,28 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
     return report
 
 
+def take_report(fit: Fit, report: StepReport) -> None:
+    """A step's losses can be read: they count in the means, and loggers of steps get its record."""
+    unread = fit.unread.pop(report.step)
+    fit.interval.add(report)
+    fit.epoch_means.add(report)
+    if fit.loggers.of_steps:
+        terms = {name: value for name, value in zip(fit.objective.names, report.terms, strict=True) if value == value}
+        record = {"batch": unread.items, "loss": report.loss, **terms, "lr": unread.lr}
+        fit.loggers.log_step(record, step=report.step + 1)
+
+
+def read_last_report(fit: Fit) -> None:
+    """Wait for the losses of the last step, where they come late: a checkpoint and an epoch's record hold them."""
+    report = fit.ledger.flush()
+    if report is not None:
+        judge(fit, report)
+        take_report(fit, report)
+
+
 def end_epoch(fit: Fit, clock: Clock) -> None:
     """Evaluation, the epoch's record, the hook, the checkpoint."""
-    last = fit.ledger.flush()
-    if last is not None:
-        log_step(fit, last)
-        if judge(fit, last):
-            fit.epoch_means.add(last)
-        fit.windows.clear()
+    read_last_report(fit)
     number = fit.position.epoch + 1
     record: dict[str, float | None] = {
         "epoch": number,
@@ -266,16 +278,6 @@ def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
     if fit.lr_waits and (watched := values.get(fit.settings.monitor or next(iter(values), ""))) is not None:
         fit.lr_scheduler.step(watched)
     return values
-
-
-def log_step(fit: Fit, report: StepReport) -> None:
-    """The record of one step, for loggers that take them."""
-    noted = fit.noted.pop(report.step, None)
-    if noted is None or not fit.loggers.of_steps:
-        return
-    terms = {name: value for name, value in zip(fit.objective.names, report.terms, strict=True) if value == value}
-    record = {"batch": noted["batch"], "loss": report.loss, **terms, "lr": noted["lr"]}
-    fit.loggers.log_step(record, step=report.step + 1)
 
 
 def log_training(fit: Fit, clock: Clock) -> None:

@@ -117,7 +117,7 @@ def judge(fit: Fit, report: StepReport) -> bool:
     if names:
         what = f"loss term {', '.join(origin(fit, name) for name in names)} is not finite"
     where = f"at step {report.step + 1} (epoch {fit.position.epoch + 1})"
-    if seen := diagnose(fit, fit.windows.get(report.step, ()), names):
+    if seen := diagnose(fit, fit.unread[report.step].window, names):
         where += f"; not finite: {seen}"
     if fit.settings.nonfinite == "raise":
         raise NonFiniteError(

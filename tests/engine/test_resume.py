@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import kdengine
+from kdengine.engine.ledger import Ledger
 from kdengine.losses import CE, KD
 from tests.engine.common import engine, flat, items, mlp
 
@@ -112,6 +113,31 @@ def test_interrupted_after_any_step_and_resumed_twice_gives_the_same_bits(tmp_pa
     resumed, result = fitted(tmp_path / "cut", checkpoint_every=1)
     assert torch.equal(flat(whole), flat(resumed))
     assert (result.metrics, result.history) == (expected.metrics, expected.history)
+
+
+class LateLedger(Ledger):
+    """Reports come one step late, as on an accelerator."""
+
+    waiting = None
+
+    def close(self, *step):
+        report, self.waiting = self.waiting, super().close(*step)
+        return report
+
+    def flush(self):
+        report, self.waiting = self.waiting, None
+        return report
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_losses_that_come_late_are_in_the_records_of_a_resumed_run(tmp_path, monkeypatch, at):
+    monkeypatch.setattr("kdengine.engine.engine.Ledger", LateLedger)
+    _, expected = fitted(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "cut", checkpoint_every=1, plugins=[StopAt(at)])
+    _, result = fitted(tmp_path / "cut", checkpoint_every=1)
+    assert result.history == expected.history
+    assert (tmp_path / "cut" / "steps.jsonl").read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
 
 
 def test_a_users_own_shuffled_loader_resumes_in_the_middle_of_an_epoch(tmp_path):
