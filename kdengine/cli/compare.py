@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdengine.cli import tables
+from kdengine.engine import layout
 
 if TYPE_CHECKING:
     from kdengine.engine.compare import Comparison
@@ -61,7 +62,7 @@ def surroundings(left: Path, right: Path) -> list[str]:
     from kdengine.recipe.load import differences, load, source_at
 
     lines = []
-    recipes = [run / "recipe.toml" for run in (left, right)]
+    recipes = [run / layout.RECIPE for run in (left, right)]
     if all(path.is_file() for path in recipes):
         lines += differences(*(load(source_at(path)) for path in recipes))
     summaries: list[dict[str, Any]] = [rundir.read_summary(run) or {} for run in (left, right)]

@@ -13,6 +13,7 @@ import typer
 
 from kdengine import _interrupts as interrupts
 from kdengine.cli import planning, tables
+from kdengine.engine import layout
 
 if TYPE_CHECKING:
     from kdengine.engine.loggers import LoggerLike
@@ -69,7 +70,7 @@ def run(
     try:
         summary = carry_out(plan, options)
     except (KeyboardInterrupt, interrupts.Terminated, OSError) as error:
-        if (folder / "recipe.toml").exists():
+        if (folder / layout.RECIPE).exists():
             again = f" --seeds {seeds}" if seeds else ""
             error.add_note(f"To go on where it stopped: kdengine run --resume --out {folder}{again}")
         raise
@@ -98,7 +99,7 @@ def find_source(recipe: str | None, out: Path | None, *, resume: bool) -> Source
             "name a recipe: a file, or one that 'kdengine recipes' lists (kdengine run digits). "
             "It may be left out when a run goes on: kdengine run --resume --out DIR"
         )
-    stored = out / "recipe.toml"
+    stored = out / layout.RECIPE
     if not stored.is_file():
         raise ConfigurationError(f"nothing to resume: there is no {stored}")
     return source_at(stored)
@@ -111,7 +112,7 @@ def choose_directory(name: str, out: Path | None, *, resume: bool) -> tuple[Path
     runs that start at once apart.
     """
     if out is not None:
-        made = not (out / "recipe.toml").exists()
+        made = not (out / layout.RECIPE).exists()
         if made and resume:
             typer.echo(f"there is no run in {out} to go on with: starting it")
         return out, made
@@ -134,7 +135,7 @@ def choose_directory(name: str, out: Path | None, *, resume: bool) -> tuple[Path
 def newest(name: str) -> Path | None:
     """The run of this name that was started or resumed last."""
     pattern = re.compile(rf"{re.escape(name)}(-\d+)?")
-    found = [path for path in RUNS.glob("*/recipe.toml") if pattern.fullmatch(path.parent.name)]
+    found = [path for path in RUNS.glob(f"*/{layout.RECIPE}") if pattern.fullmatch(path.parent.name)]
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent if found else None
 
 
@@ -143,8 +144,8 @@ def count_seeds(folder: Path, given: int | None) -> int | None:
     from kdengine.api import CheckpointError, ConfigurationError
     from kdengine.engine import rundir
 
-    several = any(folder.glob("seed-*/recipe.toml"))
-    single = any((folder / name).exists() for name in (rundir.CHECKPOINTS, rundir.RECORDS, "baseline"))
+    several = any(folder.glob(f"seed-*/{layout.RECIPE}"))
+    single = any((folder / name).exists() for name in (layout.CHECKPOINTS, layout.RECORDS, layout.BASELINE))
     if given is not None and single and not several:
         raise ConfigurationError(f"{folder} holds a run of one seed: leave --seeds out, or choose another --out")
     if given is None and several:
@@ -153,7 +154,7 @@ def count_seeds(folder: Path, given: int | None) -> int | None:
             raise ConfigurationError(f"{folder} holds a run of several seeds: say how many it shall have: --seeds N")
         seeds = summary.get("seeds")
         if not isinstance(seeds, list):
-            raise CheckpointError(f"{folder / rundir.SUMMARY} is damaged: expected a list of seeds")
+            raise CheckpointError(f"{folder / layout.SUMMARY} is damaged: expected a list of seeds")
         return len(seeds)
     return given
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdengine.cli import planning, tables
+from kdengine.engine import layout
 
 if TYPE_CHECKING:
     from kdengine.recipe.load import Source
@@ -34,7 +35,7 @@ def evaluate(
     from kdengine.recipe.run import measure, trained_student
 
     folders = student_folders(run)
-    plan = planning.prepare(read_recipe(run / "recipe.toml"), overrides or ())
+    plan = planning.prepare(read_recipe(run / layout.RECIPE), overrides or ())
     data = make_data(plan)
     rows: dict[str, dict[str, float | None]] = {}
     for folder in folders:
@@ -76,16 +77,16 @@ def read_recipe(path: Path) -> Source:
 def student_folders(run: Path) -> list[Path]:
     """The directories of a run that hold a trained student: itself, or one per seed."""
     from kdengine.api import CheckpointError
-    from kdengine.engine.rundir import STUDENT
 
-    read_recipe(run / "recipe.toml")
-    if (run / STUDENT).is_file():
+    read_recipe(run / layout.RECIPE)
+    if (run / layout.STUDENT).is_file():
         return [run]
-    named = {path: path.parent.name.removeprefix("seed-") for path in run.glob(f"seed-*/{STUDENT}")}
+    named = {path: path.parent.name.removeprefix("seed-") for path in run.glob(f"seed-*/{layout.STUDENT}")}
     found = sorted((path for path, seed in named.items() if _SEED.fullmatch(seed)), key=lambda path: int(named[path]))
     if not found:
         raise CheckpointError(
-            f"{run} holds no {STUDENT}: its run is not finished; kdengine run --resume --out {run} goes on with it"
+            f"{run} holds no {layout.STUDENT}: its run is not finished; "
+            f"kdengine run --resume --out {run} goes on with it"
         )
     return [path.parent for path in found]
 
@@ -100,7 +101,7 @@ def report(
     """Write a report of one run, or a comparison of several."""
     from kdengine.cli.report import write_report
 
-    default = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    default = runs[0] / layout.REPORT if len(runs) == 1 else Path(layout.REPORT)
     typer.echo(write_report(runs, out or default))
 
 
@@ -123,7 +124,7 @@ def export(
     state = rundir.read_student(run)
     if file.suffix == ".safetensors":
         with files.replacing(file) as temporary:
-            shutil.copyfile(run / rundir.STUDENT, temporary)
+            shutil.copyfile(run / layout.STUDENT, temporary)
     else:
         with files.replacing(file) as temporary:
             torch.save(state, temporary)
@@ -174,25 +175,25 @@ def checkpoints(runs: list[Path] | None) -> Iterator[Path]:
     from kdengine.engine import rundir
 
     named = runs is not None
-    for run in runs or sorted(path.parent for path in Path("runs").glob("*/recipe.toml")):
+    for run in runs or sorted(path.parent for path in Path("runs").glob(f"*/{layout.RECIPE}")):
         if named:
-            read_recipe(run / "recipe.toml")
+            read_recipe(run / layout.RECIPE)
             rundir.load_run(run)
-        elif not (run / rundir.SUMMARY).is_file():
+        elif not (run / layout.SUMMARY).is_file():
             continue
-        for part in [run, run / "baseline", *sorted(run.glob("seed-*")), *sorted(run.glob("seed-*/baseline"))]:
-            folder = part / rundir.CHECKPOINTS
-            if (part / rundir.SUMMARY).is_file() and folder.is_dir() and not folder.is_symlink():
+        seeds = [run, *sorted(run.glob("seed-*"))]
+        for part in [*seeds, *(seed / layout.BASELINE for seed in seeds)]:
+            folder = part / layout.CHECKPOINTS
+            if (part / layout.SUMMARY).is_file() and folder.is_dir() and not folder.is_symlink():
                 yield folder
 
 
 def cached_teachers() -> Iterator[Path]:
     """The directories of the teacher cache; anything else in there is left alone."""
-    from kdengine.engine import rundir
     from kdengine.recipe.teacher import teachers_folder
 
     for folder in sorted(teachers_folder().glob("*")):
-        ours = (rundir.SUMMARY, rundir.RECORDS, rundir.CHECKPOINTS)
+        ours = (layout.SUMMARY, layout.RECORDS, layout.CHECKPOINTS)
         if folder.is_dir() and not folder.is_symlink() and any((folder / name).exists() for name in ours):
             yield folder
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdengine.api import CheckpointError
-from kdengine.engine.rundir import STEPS, read_records
+from kdengine.engine.layout import STEPS
+from kdengine.engine.rundir import read_records
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from kdengine.api import (
     TeacherSource,
 )
 from kdengine.api.loss import name_losses
-from kdengine.engine import batching, loop, random, rundir, shards, state
+from kdengine.engine import batching, loop, random, rundir, state
 from kdengine.engine.assembly import (
     Classes,
     Named,
@@ -41,6 +41,7 @@ from kdengine.engine.assembly import (
     trainable,
     waits_for_metric,
 )
+from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import measure
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models, NonFinitePolicy, Settings
@@ -230,7 +231,7 @@ class Engine:
         with attached(fit.models):
             self._enter(fit, resume)
             self._train(fit)
-        return self._conclude(fit)
+        return conclude(fit, seed=self.seed, plugins=self.host.versions())
 
     def _claim(self, resume: Resume) -> None:
         if (out := self.out) is not None:
@@ -391,56 +392,6 @@ class Engine:
         except Exception as second:
             error.add_note(f"besides, {second}")
 
-    def _conclude(self, fit: Fit) -> Result:
-        result = Result(
-            metrics={name: value for name, value in fit.latest.items() if name != "step"},
-            best=fit.best,
-            history=fit.history,
-            steps=fit.position.step,
-            skipped=fit.skipped,
-            seconds=fit.seconds,
-            status="stopped" if fit.stopping else "finished",
-            out=self.out,
-        )
-        if (out := self.out) is not None:
-            self._write(fit, result, out)
-        return result
-
-    def _write(self, fit: Fit, result: Result, out: Path) -> None:
-        """Export the student and write the summary, unless they are there already."""
-        trained = self.student if fit.models.average is None else fit.models.average.module
-        weights = {name: shards.whole(tensor) for name, tensor in trained.state_dict().items()}
-
-        def write() -> None:
-            if _is_summary_of(rundir.read_summary(out), fit, result):
-                return
-            name = shards.class_name(self.student)
-            rundir.export_student(out / rundir.STUDENT, weights, {"kdengine.student": name})
-            rundir.write_summary(out, self._summary(fit, result))
-
-        self.runtime.processes.on_main(write)
-
-    def _summary(self, fit: Fit, result: Result) -> dict[str, Any]:
-        teachers = fit.context.teacher
-        return {
-            "status": result.status,
-            "teacher": {"metrics": {}, "parameters": sum(map(rundir.count_parameters, teachers)), "seconds": None}
-            if teachers
-            else None,
-            "baseline": None,
-            "student": {
-                "metrics": result.metrics,
-                "parameters": rundir.count_parameters(self.student),
-                "seconds": result.seconds,
-            },
-            "best": result.best,
-            "steps": result.steps,
-            "epochs": fit.epochs,
-            "skipped": result.skipped,
-            "seed": self.seed,
-            **rundir.provenance(self.host.versions()),
-        }
-
     def train_step(self, micro_batches: Sequence[Any]) -> dict[str, float]:
         """One optimizer step over micro-batches, in someone's own loop.
 
@@ -526,11 +477,6 @@ class Engine:
             runtime=self.runtime,
             to_batch=self._to_batch,
         )
-
-
-def _is_summary_of(summary: Mapping[str, Any] | None, fit: Fit, result: Result) -> bool:
-    """Whether a stored summary is of this fit as it ended, and not of the same fit with fewer epochs."""
-    return summary is not None and (summary.get("epochs"), summary.get("steps")) == (fit.epochs, result.steps)
 
 
 def compile_student(student: nn.Module) -> None:

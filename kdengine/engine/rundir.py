@@ -18,13 +18,8 @@ from kdengine._untrusted import MIB, check_own, check_regular, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import files
+from kdengine.engine.layout import CHECKPOINTS, RECORDS, STUDENT, SUMMARY
 from kdengine.ops import backend_info
-
-SUMMARY = "summary.json"
-RECORDS = "metrics.jsonl"
-STEPS = "steps.jsonl"
-STUDENT = "student.safetensors"
-CHECKPOINTS = "checkpoints"
 
 SUMMARY_LIMIT = 16 * MIB
 RECORDS_LIMIT = 1024 * MIB

@@ -17,6 +17,7 @@ from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
+from kdengine.engine.layout import CHECKPOINTS
 from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
 from kdengine.engine.shards import class_name
 from kdengine.ops import backend_info
@@ -86,7 +87,7 @@ def save(fit: Fit) -> Path | None:
 
 def directory(out: Path) -> Path:
     """Where a run directory keeps its checkpoints."""
-    return out / "checkpoints"
+    return out / CHECKPOINTS
 
 
 def describe(fit: Fit) -> dict[str, Any]:

@@ -53,11 +53,7 @@ class Jsonl(Logger):
         """Append one line."""
         if self._file is None:
             return
-        fields = {"kind": kind, "step": step}
-        fields.update((key, _plain(value)) for key, value in record.items() if key not in fields)
-        line = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-        while line:  # a disk that is getting full takes a part
-            line = line[self._file.write(line) :]
+        append(self._file, {"kind": kind, "step": step}, record)
 
     def finish(self, status: str) -> None:
         """Close the file."""
@@ -84,6 +80,14 @@ class Jsonl(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def append(file: FileIO, fields: dict[str, Any], record: Mapping[str, Any]) -> None:
+    """Write one line: what a file puts in front, then what the record holds beside it."""
+    fields.update((key, _plain(value)) for key, value in record.items() if key not in fields)
+    line = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    while line:  # a disk that is getting full takes a part
+        line = line[file.write(line) :]
 
 
 def bytes_up_to(path: Path, step: int) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kdengine.loggers.jsonl import Jsonl
+from kdengine.loggers.jsonl import Jsonl, append
 
 
 class Steps(Jsonl):
@@ -22,11 +20,5 @@ class Steps(Jsonl):
 
     def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
         """Append the record of a step; others are of no interest here."""
-        if self._file is None or kind != "step":
-            return
-        fields = {key: value if _is_plain(value) else repr(value) for key, value in record.items()}
-        self._file.write(json.dumps({"step": step, **fields}).encode() + b"\n")
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+        if self._file is not None and kind == "step":
+            append(self._file, {"step": step}, record)

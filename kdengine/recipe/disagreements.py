@@ -14,10 +14,8 @@ from kdengine.api import Batch, Output
 from kdengine.engine import files
 from kdengine.engine.batching import find_logits, place, to_batch
 from kdengine.engine.evaluate import evaluation_mode
+from kdengine.engine.layout import DISAGREEMENT_IMAGES, DISAGREEMENTS
 from kdengine.engine.tensors import save_tensors
-
-ITEMS = "disagreements.json"
-IMAGES = "disagreements.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ def write_disagreements(out: Path, found: Disagreements, classes: Sequence[str])
         classes: names of the classes.
     """
     if not found.items:
-        for name in (ITEMS, IMAGES):
+        for name in (DISAGREEMENTS, DISAGREEMENT_IMAGES):
             (out / name).unlink(missing_ok=True)
         return
-    with files.replacing(out / IMAGES) as temporary:
+    with files.replacing(out / DISAGREEMENT_IMAGES) as temporary:
         save_tensors(temporary, {"images": torch.stack(found.images)})
-    files.write_json(out / ITEMS, {"classes": list(classes), "items": found.items})
+    files.write_json(out / DISAGREEMENTS, {"classes": list(classes), "items": found.items})
 
 
 @torch.no_grad()

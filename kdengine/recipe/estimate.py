@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdengine.engine import rundir
+from kdengine.engine import layout
 from kdengine.engine.engine import Engine
 from kdengine.engine.feed import Feed
 from kdengine.engine.loader import Loader
@@ -113,7 +113,7 @@ def find_teacher(plan: Plan, data: Data) -> tuple[str | None, nn.Module | None, 
     module = new_teacher(plan, data)
     if table.train is None:
         return f"{table.use} from {table.checkpoint}", module, False
-    stored = cached_at(plan, data) / rundir.SUMMARY
+    stored = cached_at(plan, data) / layout.SUMMARY
     if stored.is_file():
         return f"{table.use}, trained before and kept in the cache", module, False
     return f"{table.use}, would be trained first and kept in the cache", module, True

@@ -16,7 +16,7 @@ from torch import nn
 
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.api.processes import join
-from kdengine.engine import files, rundir
+from kdengine.engine import files, layout, rundir
 from kdengine.engine.assembly import Aligner, attached
 from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine
@@ -35,9 +35,6 @@ from kdengine.recipe.models import load_weights, make_model
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.schema import Recipe
 from kdengine.recipe.teacher import Teacher, get_teacher, new_teacher, teacher_fit
-
-RECIPE = "recipe.toml"
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
         return done
     data = make_data(plan)
     rehearse(plan, data)
-    on_main(lambda: files.write_text(options.out / RECIPE, dump(plan.recipe)))
+    on_main(lambda: files.write_text(options.out / layout.RECIPE, dump(plan.recipe)))
     teacher = get_teacher(plan, data, options.loggers())
     if options.seeds is None:
         return run_seed(plan, data, teacher, options, seeds[0], options.out)
@@ -98,7 +95,7 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
 def check_directory(plan: Plan, options: Options) -> None:
     """Refuse a run directory that holds another run, or this one unless it is to be resumed."""
     rundir.claim(options.out, resume=options.resume)
-    stored = options.out / RECIPE
+    stored = options.out / layout.RECIPE
     if not stored.exists():
         return
     if not options.resume:
@@ -151,7 +148,7 @@ def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | No
 
 def finished_seed(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """The summary of one seed of a run, if that seed has nothing left to do."""
-    return read_complete(plan, folder) if (folder / RECIPE).exists() else None
+    return read_complete(plan, folder) if (folder / layout.RECIPE).exists() else None
 
 
 def read_complete(plan: Plan, out: Path) -> dict[str, Any] | None:
@@ -167,7 +164,7 @@ def read_complete(plan: Plan, out: Path) -> dict[str, Any] | None:
         _Summary.model_validate(summary, strict=True)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
-        raise CheckpointError(f"{out / rundir.SUMMARY} is damaged: {wrong}") from error
+        raise CheckpointError(f"{out / layout.SUMMARY} is damaged: {wrong}") from error
     return summary
 
 
@@ -202,7 +199,7 @@ def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, 
     on_main(lambda: write_recipe(out, own))
     baseline = None
     if recipe.baseline:
-        _, baseline = train(plan, data, teacher, options, seed, out / BASELINE, alone=True)
+        _, baseline = train(plan, data, teacher, options, seed, out / layout.BASELINE, alone=True)
     engine, result = train(plan, data, teacher, options, seed, out, alone=False)
     student = trained_student(plan, data, out, seed)
     if teacher is not None:
@@ -227,7 +224,7 @@ def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, 
 def write_recipe(out: Path, recipe: Recipe) -> None:
     """Make the directory of one seed, with its recipe."""
     out.mkdir(parents=True, exist_ok=True)
-    files.write_text(out / RECIPE, dump(recipe))
+    files.write_text(out / layout.RECIPE, dump(recipe))
 
 
 def compare_outputs(plan: Plan, data: Data, student: nn.Module, teacher: Teacher) -> Disagreements:
@@ -294,7 +291,7 @@ def student_fit(
 def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
     """The exported student of a run directory."""
     student = make_model(plan.student, data.facts, seed=seed, role="student")
-    load_weights(student, out / rundir.STUDENT, "student")
+    load_weights(student, out / layout.STUDENT, "student")
     return student
 
 

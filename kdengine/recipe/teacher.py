@@ -17,7 +17,7 @@ from kdengine._cache import cache_folder
 from kdengine._version import __version__
 from kdengine.api import CheckpointError
 from kdengine.api.processes import join
-from kdengine.engine import rundir
+from kdengine.engine import layout, rundir
 from kdengine.engine.engine import Engine
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
@@ -61,7 +61,7 @@ def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | 
         if summary is None:
             engine, loader = teacher_fit(plan, data, module, out=folder, loggers=loggers)
             engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
-    load_weights(module, folder / rundir.STUDENT, "teacher")
+    load_weights(module, folder / layout.STUDENT, "teacher")
     return Teacher(module, seconds=on_main(lambda: _seconds(folder)), cached=summary is not None)
 
 
@@ -70,7 +70,7 @@ def _seconds(folder: Path) -> float:
     student = rundir.finished_summary(folder).get("student")
     seconds = student.get("seconds") if isinstance(student, dict) else None
     if not isinstance(seconds, int | float):
-        raise CheckpointError(f"{folder / rundir.SUMMARY} is damaged: it does not say how long the training took")
+        raise CheckpointError(f"{folder / layout.SUMMARY} is damaged: it does not say how long the training took")
     return seconds
 
 

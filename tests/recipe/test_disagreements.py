@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from kdengine.engine.assembly import Aligner
+from kdengine.engine.layout import DISAGREEMENT_IMAGES, DISAGREEMENTS
 from kdengine.engine.loader import Loader
-from kdengine.recipe.disagreements import IMAGES, ITEMS, find_disagreements, to_uint8, write_disagreements
+from kdengine.recipe.disagreements import find_disagreements, to_uint8, write_disagreements
 
 
 class Constant(nn.Module):
@@ -32,7 +33,7 @@ def loader(shape=(1, 4, 4), items=30) -> Loader:
 def write(tmp_path, student, teacher, data=None, **options):
     found = find_disagreements(student, teacher, data or loader(), **options)
     write_disagreements(tmp_path, found, ["a", "b", "c"])
-    return json.loads((tmp_path / ITEMS).read_text()) if (tmp_path / ITEMS).exists() else None
+    return json.loads((tmp_path / DISAGREEMENTS).read_text()) if (tmp_path / DISAGREEMENTS).exists() else None
 
 
 def test_the_first_images_on_which_they_differ_are_kept_with_what_both_say(tmp_path):
@@ -47,7 +48,7 @@ def test_the_first_images_on_which_they_differ_are_kept_with_what_both_say(tmp_p
         "student_confidence": pytest.approx(0.576, abs=1e-3),
         "teacher_confidence": pytest.approx(0.576, abs=1e-3),
     }
-    images = safetensors.torch.load_file(tmp_path / IMAGES)["images"]
+    images = safetensors.torch.load_file(tmp_path / DISAGREEMENT_IMAGES)["images"]
     assert images.shape == (12, 1, 4, 4)
     assert images.dtype == torch.uint8
 

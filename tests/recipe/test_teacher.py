@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kdengine
-from kdengine.engine import rundir
+from kdengine.engine import layout, rundir
 from kdengine.host import Host
 from kdengine.recipe.data import make_data
 from kdengine.recipe.load import Source, load
@@ -32,7 +32,7 @@ def weights(teacher: Teacher) -> list[torch.Tensor]:
 
 
 def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / rundir.RECORDS).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / layout.RECORDS).read_text().splitlines()]
 
 
 def only(cache: Path) -> Path:

@@ -12,9 +12,8 @@ from typing import Any
 from kdengine._untrusted import MIB, check_regular, read_json
 from kdengine.cli.report.formats import percent
 from kdengine.cli.report.values import integer, number
+from kdengine.engine.layout import DISAGREEMENT_IMAGES, DISAGREEMENTS
 
-ITEMS = "disagreements.json"
-IMAGES = "disagreements.safetensors"
 _MOST = 12
 _LARGEST = 112
 _SMALL = 64
@@ -51,8 +50,8 @@ class Sample:
 def read_samples(folder: Path) -> list[Sample]:
     """The disagreements that a run kept; none when it kept none, or they cannot be read."""
     try:
-        table = read_json(folder / ITEMS, _ITEMS_LIMIT)
-        images = _load(folder / IMAGES)
+        table = read_json(folder / DISAGREEMENTS, _ITEMS_LIMIT)
+        images = _load(folder / DISAGREEMENT_IMAGES)
     except (OSError, ValueError, KeyError):
         return []
     if not isinstance(table, Mapping) or not isinstance(table.get("items"), list):

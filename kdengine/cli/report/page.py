@@ -16,9 +16,9 @@ from kdengine.cli.report.images import Sample, read_samples
 from kdengine.cli.report.reading import Report, read_run
 from kdengine.cli.report.recipe import differences, highlighted
 from kdengine.engine import files
+from kdengine.engine.layout import REPORT
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-NAME = "report.html"
 
 
 def write_report(runs: Sequence[Path], target: Path) -> Path:
@@ -40,7 +40,7 @@ def write_report(runs: Sequence[Path], target: Path) -> Path:
         raise ConfigurationError("expected at least one run directory to report on, got none")
     reports = [read_run(Path(run)) for run in runs]
     page = _run_page(reports[0]) if len(reports) == 1 else _comparison_page(reports)
-    target = target / NAME if target.is_dir() else target
+    target = target / REPORT if target.is_dir() else target
     target.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(target, page)
     return target

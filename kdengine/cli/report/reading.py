@@ -13,11 +13,8 @@ from kdengine.api import CheckpointError
 from kdengine.cli.report.formats import looks_lower_better
 from kdengine.cli.report.records import Keys, Record, classify, curve
 from kdengine.cli.report.values import Value, integer, number, pooled, value, values
-from kdengine.engine.rundir import SUMMARY, finished_summary, read_records, read_summary
-
-RECIPE = "recipe.toml"
-BASELINE = "baseline"
-RECORDS = "metrics.jsonl"
+from kdengine.engine.layout import BASELINE, RECIPE, RECORDS, SUMMARY
+from kdengine.engine.rundir import finished_summary, read_records, read_summary
 
 
 @dataclass(frozen=True)
