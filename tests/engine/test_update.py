@@ -46,7 +46,7 @@ def test_raise_names_the_term_and_the_step_and_leaves_the_weights_before_it(back
     with pytest.raises(kdengine.NonFiniteError) as caught:
         poisoned(1, student, backward_only).fit(loader, epochs=1)
     assert "step 2" in str(caught.value)
-    assert ("gradient" if backward_only else "'poison'".strip("'")) in str(caught.value)
+    assert ("gradient" if backward_only else "poison") in str(caught.value)
     assert torch.equal(flat(healthy), flat(student))
 
 
@@ -55,6 +55,7 @@ def test_skip_leaves_out_the_update_and_goes_on():
     result = poisoned(1, student, nonfinite="skip").fit([items()[:8]] * 4, epochs=1)
     assert (result.steps, result.skipped) == (4, 1)
     assert torch.isfinite(flat(student)).all()
+    assert math.isfinite(result.history[0]["loss"])
 
 
 def test_rollback_returns_to_the_last_checkpoint(tmp_path):
