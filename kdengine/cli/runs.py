@@ -53,7 +53,7 @@ def evaluate(
 def show_metrics(rows: dict[str, dict[str, float | None]], items: int) -> None:
     """Metrics of one student, or of one per seed with their mean."""
     from kdengine.cli.report.formats import metric_name
-    from kdengine.recipe.run import spread
+    from kdengine.recipe.summary import spread
 
     names = list(next(iter(rows.values())))
     cells = [[label, *(tables.metric(name, row[name]) for name in names)] for label, row in rows.items()]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from kdengine.api import CheckpointError, ConfigurationError
@@ -34,6 +31,7 @@ from kdengine.recipe.load import differences, dump, load, source_at
 from kdengine.recipe.models import load_weights, make_model
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.schema import Recipe
+from kdengine.recipe.summary import aggregate, entry, read_complete
 from kdengine.recipe.teacher import Teacher, get_teacher, new_teacher, teacher_fit
 
 
@@ -140,7 +138,7 @@ def try_batch(fit: Fit) -> None:
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
-    summary = read_complete(plan, out)
+    summary = read_complete(out, plan.recipe.train.epochs)
     if summary is None:
         return None
     return summary if summary.get("seeds", [summary.get("seed")]) == list(seeds) else None
@@ -148,48 +146,7 @@ def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | No
 
 def finished_seed(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """The summary of one seed of a run, if that seed has nothing left to do."""
-    return read_complete(plan, folder) if (folder / layout.RECIPE).exists() else None
-
-
-def read_complete(plan: Plan, out: Path) -> dict[str, Any] | None:
-    """The summary of a whole run (an engine's own, of the student alone, has no data) of as many epochs, if there is.
-
-    Raises:
-        CheckpointError: there is, but no run has written it.
-    """
-    summary = rundir.read_summary(out)
-    if summary is None or "data" not in summary or summary.get("epochs") != plan.recipe.train.epochs:
-        return None
-    try:
-        _Summary.model_validate(summary, strict=True)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
-        raise CheckpointError(f"{out / layout.SUMMARY} is damaged: {wrong}") from error
-    return summary
-
-
-class _Entry(BaseModel):
-    """A model in a summary; a number may be one over seeds."""
-
-    metrics: dict[str, float | dict[str, Any] | None]
-    parameters: int
-    seconds: float | dict[str, Any] | None
-
-
-class _DataEntry(BaseModel):
-    labelled: float
-    labelled_items: int
-    train_items: int
-
-
-class _Summary(BaseModel):
-    """What is shown of a finished run, and what several seeds are put together from."""
-
-    teacher: _Entry | None
-    baseline: _Entry | None
-    student: _Entry
-    data: _DataEntry
-    seeds: list[int] = []
+    return read_complete(folder, plan.recipe.train.epochs) if (folder / layout.RECIPE).exists() else None
 
 
 def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path) -> dict[str, Any]:
@@ -295,16 +252,6 @@ def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
     return student
 
 
-def entry(name: str, module: nn.Module, result: Result) -> dict[str, Any]:
-    """A student's part of the summary."""
-    return {
-        "name": name,
-        "metrics": result.metrics,
-        "parameters": rundir.count_parameters(module),
-        "seconds": result.seconds,
-    }
-
-
 def teacher_entry(plan: Plan, data: Data, teacher: Teacher) -> dict[str, Any]:
     """The teacher's part of the summary, with its metrics on the same test set."""
     assert plan.recipe.teacher is not None
@@ -322,39 +269,3 @@ def measure(plan: Plan, data: Data, module: nn.Module) -> dict[str, float | None
     metrics = {name: bound() for name, bound in plan.own_metrics.items()}
     engine = Engine(module, losses={}, metrics=metrics, plugins=plan.host, device=plan.recipe.train.device, loggers=[])
     return engine.evaluate(test_loader(plan, data))
-
-
-def aggregate(summaries: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """One summary of several seeds: students' numbers become ``{"mean", "sd", "n"}``; the teacher is the same for all.
-
-    ``pooled_sd`` is, per metric, ``sqrt((sd_alone^2 + sd_distilled^2) / 2)``.
-    """
-    combined = {**summaries[0], "seeds": list(seeds), "best": None}
-    combined["student"] = _combine([summary["student"] for summary in summaries])
-    if summaries[0]["baseline"] is not None:
-        combined["baseline"] = _combine([summary["baseline"] for summary in summaries])
-        combined["pooled_sd"] = _pooled(combined["baseline"]["metrics"], combined["student"]["metrics"])
-    return combined
-
-
-def _combine(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    metrics = {name: spread([entry["metrics"][name] for entry in entries]) for name in entries[0]["metrics"]}
-    return {**entries[0], "metrics": metrics, "seconds": spread([entry["seconds"] for entry in entries])}
-
-
-def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Mean and sample standard deviation; None when a value is missing.
-
-    >>> spread([1.0, 3.0])
-    {'mean': 2.0, 'sd': 1.4142135623730951, 'n': 2}
-    """
-    present = [value for value in values if value is not None]
-    if len(present) < len(values):
-        return None
-    sd = statistics.stdev(present) if len(present) > 1 else 0.0
-    return {"mean": statistics.fmean(present), "sd": sd, "n": len(present)}
-
-
-def _pooled(baseline: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, float]:
-    both = [name for name in student if student[name] and baseline.get(name)]
-    return {name: math.sqrt((baseline[name]["sd"] ** 2 + student[name]["sd"] ** 2) / 2) for name in both}

@@ -13,7 +13,6 @@ import kdengine
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import rundir
 from kdengine.recipe.load import load
-from kdengine.recipe.run import spread
 
 from .conftest import SMALL
 
@@ -165,11 +164,6 @@ def test_further_seeds_join_those_that_are_done(carry_out, tmp_path):
     before = tree(tmp_path / "run" / "seed-0")
     assert carry_out(seeds=2, resume=True)["seeds"] == [0, 1]
     assert tree(tmp_path / "run" / "seed-0") == before
-
-
-def test_an_undefined_metric_is_null_in_every_summary():
-    assert spread([1.0, None]) is None
-    assert spread([2.0]) == {"mean": 2.0, "sd": 0.0, "n": 1}
 
 
 def test_a_used_directory_is_refused_without_resume(carry_out):
