@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,17 @@ def digest(batch: Batch) -> int:
     items = np.zeros(batch.size, dtype=np.uint64)
     for place, tensor in enumerate(_tensors(batch)):
         shown = _bytes(tensor)
-        weights = np.roll(_WEIGHTS, place)[: shown.shape[1]]
-        items = items * _MIX + (shown * weights).sum(axis=1, dtype=np.uint64)
+        items = items * _MIX + shown @ _weights(place, shown.shape[1])
     items = (items ^ (items >> _SHIFT)) * _MIX
     if batch.mask is not None:
         items = items[batch.mask.numpy()]
     return int((items >> _TOP).sum(dtype=np.uint64)) % MODULUS
+
+
+@cache
+def _weights(place: int, width: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Odd factors of a sample's bytes, others for every tensor of a batch."""
+    return np.roll(_WEIGHTS, place)[:width]
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
@@ -53,6 +59,6 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A sample of each row's bytes, ``(B, at most SAMPLED)``; an odd step meets all bytes of a number."""
-    rows = tensor.detach().reshape(len(tensor), -1).contiguous().view(torch.uint8).numpy()
+    rows = tensor.detach().contiguous().view(torch.uint8).numpy().reshape(len(tensor), -1)
     step = -(-rows.shape[1] // SAMPLED) | 1
     return rows[:, ::step]
