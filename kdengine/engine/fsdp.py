@@ -21,6 +21,8 @@ from kdengine.engine.shards import is_sharded, local, whole
 from kdengine.engine.strategies import Alone
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules that read the parameters of those inside them."""
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -39,18 +41,35 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, frozen: bool = False) -> None:
-    """Shard a module in place: block by block, then what is left.
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a model that have parameters of their own, those inside before those around them.
+
+    >>> [type(layer).__name__ for layer in layers(nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.PReLU())))]
+    ['Linear', 'PReLU']
+    """
+    for child in module.children():
+        if not isinstance(child, _WHOLE):
+            yield from layers(child)
+        if isinstance(child, _WHOLE) or next(child.parameters(recurse=False), None) is not None:
+            yield child
+
+
+def shard(module: nn.Module, *, mesh: DeviceMesh | None = None, frozen: bool = False, by_layer: bool = False) -> None:
+    """Shard a module in place: block by block or layer by layer, then what is left.
+
+    FSDP2 holds a gathered part three times for a moment: what was gathered, its copy in the parameters' shapes,
+    what was gathered before. So blocks take a peak of three blocks beside the shards, and layers one of three layers.
 
     Args:
         module: every process holds the same parameters.
         mesh: the processes that hold shards together (those of one machine, say); all by default.
         frozen: whether it never runs backward, so that what is gathered can be let go after every forward.
+        by_layer: whether each layer is gathered by itself. No module may then read another one's parameters.
     """
     if isinstance(module, FSDPModule):
         return
-    for block in blocks(module):
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    for part in list(layers(module) if by_layer else blocks(module)):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=True if frozen else None)
     for part in module.modules():
         if isinstance(part, FSDPModule):

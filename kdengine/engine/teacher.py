@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ class LiveTeacher(TeacherSource):
         dtype: floating type of its parameters and inputs; None leaves them.
         transform: applied to the inputs before the teacher sees them (another normalisation or size).
         compile: whether to run it under ``torch.compile``.
-        shard: whether several processes keep shards of it, gathered block by block as it runs, instead of copies;
-            a device mesh says which processes share one copy, for instance those of one machine.
+        shard: whether several processes keep shards of it, gathered block by block as it runs, instead of copies.
+            ``"layers"`` gathers layer by layer: less memory at the peak, more messages, and no module may read the
+            parameters of another.
+        mesh: which processes share one copy that is sharded, for instance those of one machine; all by default.
     """
 
     def __init__(
@@ -39,7 +41,8 @@ class LiveTeacher(TeacherSource):
         dtype: torch.dtype | None = None,
         transform: Callable[[Any], Any] | None = None,
         compile: bool = False,
-        shard: bool | DeviceMesh = False,
+        shard: bool | Literal["layers"] = False,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         if shard and device is not None:
             raise ConfigurationError("a sharded teacher runs on the device of its process: leave device out")
@@ -49,6 +52,7 @@ class LiveTeacher(TeacherSource):
         self.transform = transform
         self.compile = compile
         self.shard = shard
+        self.mesh = mesh
 
     def modules(self) -> list[nn.Module]:
         """The module itself."""
@@ -60,7 +64,7 @@ class LiveTeacher(TeacherSource):
         if self.shard and join().world > 1:
             from kdengine.engine import fsdp
 
-            fsdp.shard(self.module, mesh=None if self.shard is True else self.shard, frozen=True)
+            fsdp.shard(self.module, mesh=self.mesh, frozen=True, by_layer=self.shard == "layers")
         if self.compile:
             self.module.compile()
 

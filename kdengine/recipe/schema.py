@@ -82,7 +82,9 @@ class TeacherTable(ModelTable):
 
     train: TeacherTrainTable | None = Field(None, description="how to train it; kept in a cache")
     source: str | dict[str, Any] | None = Field(None, description="teacher source; the live module when absent")
-    shard: bool = Field(False, description="several processes keep shards of it instead of copies")
+    shard: bool | Literal["layers"] = Field(
+        False, description="several processes keep shards of it, by block or by layer, instead of copies"
+    )
 
 
 class LossTable(ComponentTable):

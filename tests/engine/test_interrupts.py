@@ -10,6 +10,7 @@ import torch
 
 import kdengine
 from kdengine.engine import checkpoint
+from kdengine.engine import engine as engine_module
 from tests.engine.common import engine, items, mlp
 from tests.engine.several import device, in_processes, outcome, start
 
@@ -72,12 +73,12 @@ class Signaller:
 PHASES = ("start", "forward", "backward", "step end", "evaluation", "epoch end", "save")
 
 
-def train(out, plugins=(), strategy="ddp"):
+def train(out, plugins=(), strategy="ddp", **options):
     """How a fit of a student with dropout ended, and its bits."""
     student = mlp(dropout=0.2)
     trained = engine(
         student, out=out, seed=1, plugins=plugins, checkpoint_every=3, ema=0.9, metrics={"top1": "top1"},
-        device=device(), strategy=strategy,
+        device=device(), strategy=strategy, **options,
     )  # fmt: skip
     try:
         trained.fit(kdengine.loader(items(), 8, seed=2), kdengine.loader(items(), 5, shuffle=False), epochs=2,
@@ -91,6 +92,18 @@ def train(out, plugins=(), strategy="ddp"):
 
 def train_and_signal(out, phase, number, times=1, rank=0):
     return train(out, [Signaller(phase, number, times, rank)])
+
+
+def train_and_signal_while_compiling(out, number):
+    signaller = Signaller("compile", number)
+
+    def compile_and_signal(graph, _inputs):
+        signaller.step = 3
+        signaller.send("compile")
+        return graph.forward
+
+    engine_module.compile_student = lambda student: student.compile(backend=compile_and_signal)
+    return train(out, compile=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +126,25 @@ QUICK = {("evaluation", signal.SIGINT), ("save", signal.SIGTERM)}
 )
 def test_a_signal_leaves_a_checkpoint_from_which_the_same_bits_come(tmp_path, uninterrupted, phase, number):
     (ended,) = in_processes(1, train_and_signal, tmp_path / "run", phase, number)
+    check_left(ended, number, tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+def test_a_signal_while_the_student_is_compiled_waits_for_the_step(tmp_path, uninterrupted, number):
+    (ended,) = in_processes(1, train_and_signal_while_compiling, tmp_path / "run", number)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    check_left(ended, number, tmp_path / "run", uninterrupted)
+
+
+def check_left(ended, number, out, uninterrupted):
+    """It ended with the signal's code, left a checkpoint and nothing half done, and goes on to the same bits."""
     assert ended == CODES[number]
     damaged = []
-    latest = checkpoint.find_latest(tmp_path / "run" / "checkpoints", on_damaged=lambda *found: damaged.append(found))
+    latest = checkpoint.find_latest(out / "checkpoints", on_damaged=lambda *found: damaged.append(found))
     assert latest is not None
     assert damaged == []
-    assert not list((tmp_path / "run").rglob(".tmp-*"))
-    assert in_processes(1, train, tmp_path / "run")[0] == uninterrupted[1]
+    assert not list(out.rglob(".tmp-*"))
+    assert in_processes(1, train, out)[0] == uninterrupted[1]
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)

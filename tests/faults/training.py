@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,14 @@ from kdengine.losses import CE, KD
 
 CLASSES = 5
 EPOCHS = 3
+ITEMS = 24
 KEEP = 2
 
 
 class Crops(torch.utils.data.Dataset):
     """Random crops of fixed noise."""
 
-    def __init__(self, count: int = 24) -> None:
+    def __init__(self, count: int) -> None:
         self.images = torch.randn(count, 1, 10, 10, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
@@ -72,6 +76,35 @@ class Archive:
             shutil.copytree(context.path, self.folder / f"{len(list(self.folder.iterdir())):03d}")
 
 
+class Deadly:
+    """Kills its process while a micro-batch of a step is under way; without a place, never."""
+
+    kdengine_hook_version = 1
+
+    def __init__(self, step: int | None = None, micro: int = 0) -> None:
+        self.place = step, micro
+
+    @kdengine.hookimpl
+    def kdengine_on_teacher_output(self, context):
+        if (context.step, context.micro) == self.place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Bank(kdengine.Loss):
+    """Distance to the last logits that the teacher gave for the item: a memory bank, changed by every micro-batch."""
+
+    needs = kdengine.Needs(index=True)
+
+    def __init__(self, items: int) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(items, CLASSES))
+
+    def per_item(self, batch):
+        remembered = self.seen[batch.index].clone()
+        self.seen[batch.index] = batch.teacher.logits.float()
+        return (batch.student.logits.float() - remembered).square().mean(-1)
+
+
 class Messages(kdengine.Logger):
     """Collects what a person would have been told."""
 
@@ -103,9 +136,13 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits, labels, reduction="none").neg()
 
 
-def engine(out: Path | None, messages: Messages, archive: Path | None, **options: Any) -> kdengine.Engine:
+def usual_losses() -> dict[str, kdengine.Loss]:
+    return {"kd": KD(temperature=kdengine.Cosine(4.0, 1.0)), "ce": CE()}
+
+
+def engine(out: Path | None, messages: Messages, **options: Any) -> kdengine.Engine:
     defaults = {
-        "losses": {"kd": KD(temperature=kdengine.Cosine(4.0, 1.0)), "ce": CE()},
+        "losses": usual_losses(),
         "weights": {"ce": 0.1},
         "optimizer": lambda named: torch.optim.AdamW([parameter for _, parameter in named], lr=1e-2),
         "lr_scheduler": lambda opt, steps: torch.optim.lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=steps),
@@ -116,31 +153,51 @@ def engine(out: Path | None, messages: Messages, archive: Path | None, **options
         "keep": KEEP,
         "seed": 0,
         "loggers": [messages],
-        "plugins": [Noise(), Archive(archive)],
+        "plugins": [Noise()],
         "metrics": {"margin": margin, "top1": "top1"},
         "device": "cpu",
     }
     return kdengine.Engine(network(4), network(8), out=out, **{**defaults, **options})
 
 
-def crops() -> Loader:
-    return kdengine.loader(Crops(), 4, seed=3)
+def crops(items: int = ITEMS, workers: int = 0) -> Loader:
+    return kdengine.loader(Crops(items), 4, seed=3, workers=workers)
 
 
 def import_everything() -> None:
     """Make what a training imports at its first use present in this process; nothing is trained."""
-    engine(None, Messages(), None).assemble(Feed(crops(), 2, to_batch))
+    engine(None, Messages()).assemble(Feed(crops(), 2, to_batch))
 
 
-def train(out: Path, messages: Messages, archive: Path | None, **options: Any) -> None:
+def train(
+    out: Path,
+    messages: Messages,
+    archive: Path | None,
+    *,
+    epochs: int = EPOCHS,
+    items: int = ITEMS,
+    workers: int = 0,
+    bank: bool = False,
+    deadly: Sequence[int] = (),
+    **options: Any,
+) -> None:
     """Train from where the run directory stands to the end.
 
     Args:
         out: the run directory.
         messages: gets what is said.
         archive: gets a copy of every checkpoint.
+        epochs: passes over the data.
+        items: in the data set.
+        workers: processes that load it.
+        bank: whether a loss with a memory bank takes part.
+        deadly: step and micro-batch in which the process dies.
         options: of the engine, in the place of what is usual here.
     """
     loop.Clock = StoppedClock
+    if bank:
+        options["losses"] = {**usual_losses(), "bank": Bank(items)}
     evaluation = kdengine.loader(Crops(12), 6, shuffle=False)
-    engine(out, messages, archive, **options).fit(crops(), evaluation, epochs=EPOCHS, resume="auto")
+    plugins = [Noise(), Archive(archive), Deadly(*deadly)]
+    trained = engine(out, messages, plugins=plugins, **options)
+    trained.fit(crops(items, workers), evaluation, epochs=epochs, resume="auto")
