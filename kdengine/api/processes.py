@@ -31,6 +31,10 @@ PATIENCE_FOR_NEWS = timedelta(seconds=5)
 """How long to look for the reason when a process was lost; word from another machine may take a moment."""
 
 
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""From torch 2.14 on by its new name: the old one warns."""
+
+
 class Processes:
     """One process on its own: what others would say is what it says.
 
@@ -123,7 +127,7 @@ class Group(Processes):
         """The numbers of every process, in the order of their ranks; all give equally many."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         every = torch.empty(self.world * len(numbers), dtype=torch.int64)
-        dist.all_gather_into_tensor(every, mine, group=self._host)
+        _all_gather(every, mine, group=self._host)
         return cast("list[list[int]]", every.view(self.world, -1).tolist())
 
     def share(self, value: T) -> list[T]:
@@ -142,7 +146,7 @@ class Group(Processes):
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         every = rows.new_empty(len(sizes) * len(padded), *rows.shape[1:])
-        dist.all_gather_into_tensor(every, padded)
+        _all_gather(every, padded)
         return torch.cat([part[:size] for part, size in zip(every.chunk(len(sizes)), sizes, strict=True)])
 
     def explain(self, error: BaseException) -> BaseException:
