@@ -49,6 +49,10 @@ class Output:
             )
         return self._logits
 
+    def tensors(self) -> list[Tensor]:
+        """Logits and features."""
+        return [*([] if self._logits is None else [self._logits]), *self.features.values()]
+
     def detach(self) -> Output:
         """The same output without a graph, as observers get it."""
         logits = None if self._logits is None else self._logits.detach()
@@ -59,6 +63,15 @@ class Output:
 
         def pick(value: Tensor) -> Tensor:
             return torch.where(live.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
+
+        logits = None if self._logits is None else pick(self._logits)
+        return Output(self.output, logits, {k: pick(v) for k, v in self.features.items()}, self.module)
+
+    def take(self, items: Tensor) -> Output:
+        """The same output with logits and features of some items only; ``items`` are their positions."""
+
+        def pick(value: Tensor) -> Tensor:
+            return value.index_select(0, items.to(value.device, non_blocking=True))
 
         logits = None if self._logits is None else pick(self._logits)
         return Output(self.output, logits, {k: pick(v) for k, v in self.features.items()}, self.module)
@@ -129,6 +142,25 @@ class Batch:
     def has_teacher(self) -> bool:
         """Whether a teacher ran for this batch."""
         return self._teacher is not None
+
+    def take(self, items: Tensor) -> Batch:
+        """Some items of the batch, with their outputs.
+
+        Inputs and raw outputs, which may be of any form, stay those of the whole batch.
+
+        Args:
+            items: their positions, ``(N,)`` int64.
+        """
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.index_select(0, items.to(value.device, non_blocking=True))
+
+        taken = Batch(self.inputs, pick(self.labels), pick(self.index), pick(self.mask), size=len(items))
+        taken.epoch = self.epoch
+        taken.student = self.student.take(items)
+        if self.has_teacher:
+            taken.teacher = self.teacher.take(items)
+        return taken
 
 
 def count_items(inputs: Any) -> int:

@@ -55,7 +55,9 @@ class Loss(nn.Module):
 
     Attributes:
         scope: ``"item"`` or ``"batch"``.
-        terms: names of the terms that :meth:`per_item` returns when it returns a dict.
+        at_equality: what the loss promises of a student that gives what its teacher gives: that the value is
+            ``"zero"``, or that it has its ``"minimum"`` there; None promises nothing. The kit holds it to it.
+        terms: names of the terms that :meth:`per_item` or :meth:`value` returns when it returns a dict.
         needs: what the loss reads.
         projector: name or factory of the projector between features, for losses that use one.
 
@@ -68,6 +70,7 @@ class Loss(nn.Module):
     """
 
     scope: ClassVar[Literal["item", "batch"]] = "item"
+    at_equality: ClassVar[Literal["zero", "minimum"] | None] = None
     terms: tuple[str, ...] = ("loss",)
     needs: Needs = Needs()
     projector: str | Callable[..., nn.Module] | None = None
@@ -106,8 +109,11 @@ class Loss(nn.Module):
             f"{type(self).__name__} must implement per_item(batch) (or value(batch) for scope 'batch')"
         )
 
-    def value(self, batch: Batch) -> Tensor:
-        """The scalar of a loss of scope ``"batch"``."""
+    def value(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+        """The scalar of a loss of scope ``"batch"``, or one of each of its terms.
+
+        The batch holds the items that count, and at least one.
+        """
         raise NotImplementedError(f"{type(self).__name__} has scope 'batch' and must implement value(batch)")
 
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -123,14 +129,16 @@ class Loss(nn.Module):
             the scalar to differentiate, and each term's share of it, detached.
         """
         if self.scope == "batch":
-            total = self.value(batch) * weights[self.terms[0]]
-            return total, {self.terms[0]: total.detach()}
-        values = self.per_item(silence(batch, tuple(weights.values())))
-        if isinstance(values, Tensor):
-            values = {self.terms[0]: values}
-        sums = {term: weigh(values[term], weights[term]) for term in self.terms}
+            values = self._named(self.value(batch))
+            sums = {term: values[term] * weights[term] for term in self.terms}
+        else:
+            values = self._named(self.per_item(silence(batch, tuple(weights.values()))))
+            sums = {term: weigh(values[term], weights[term]) for term in self.terms}
         total = torch.stack(tuple(sums.values())).sum() if len(sums) > 1 else next(iter(sums.values()))
         return total, {term: value.detach() for term, value in sums.items()}
+
+    def _named(self, values: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {self.terms[0]: values} if isinstance(values, Tensor) else values
 
 
 def weigh(value: Tensor, weight: Weight) -> Tensor:

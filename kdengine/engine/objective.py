@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
-from kdengine.api.batch import Batch
+from kdengine.api.batch import Batch, describe
 from kdengine.api.errors import nearest
 
 Masks: TypeAlias = Sequence[Tensor | None]
@@ -96,6 +96,11 @@ class Objective:
         masks: list[Tensor | None] = []
         for _, loss in self._items:
             valid = loss.valid(batch)
+            if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
+                raise ConfigurationError(
+                    f"{type(loss).__name__}.valid returned {describe(valid)}; a loss of scope 'batch' compares whole "
+                    "items, so expected None or one bool tensor (B,) for all its terms"
+                )
             for term in loss.terms:
                 mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
                 masks.append(mask if batch.mask is None else _both(mask, batch.mask))
@@ -140,7 +145,8 @@ class Objective:
                     weights[term] = factor
                 else:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
-            part, sums = loss.weighted_sum(batch, weights)
+            seen = batch if loss.scope == "item" else counted(batch, masks[position])
+            part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
             total = part if total is None else total + part
             for term in loss.terms:
                 shares.append(sums[term])
@@ -148,6 +154,23 @@ class Objective:
         if total is None:
             raise ConfigurationError("there is no loss to train on: give Engine(losses=...) at least one")
         return total, shares
+
+
+def counted(batch: Batch, mask: Tensor | None) -> Batch | None:
+    """What a loss of scope ``"batch"`` sees: the items that count; None where none does."""
+    if mask is None:
+        return batch if batch.size else None
+    items = mask.nonzero().flatten()
+    return batch.take(items) if len(items) else None
+
+
+def nothing(loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum over no items: 0, with a gradient of 0 for all that the loss may depend on."""
+    outputs = [
+        torch.where(torch.zeros_like(tensor, dtype=torch.bool), tensor, 0.0) for tensor in batch.student.tensors()
+    ]
+    total = torch.stack([tensor.sum() * 0.0 for tensor in (*outputs, *loss.parameters())]).sum()
+    return total, dict.fromkeys(loss.terms, total.detach())
 
 
 def _both(valid: Tensor | None, mask: Tensor) -> Tensor:

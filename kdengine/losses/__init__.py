@@ -1,10 +1,11 @@
 """Builtin losses."""
 
 from kdengine.api.hooks import Components, hookimpl
-from kdengine.losses.ce import CE
-from kdengine.losses.hint import Hint
-from kdengine.losses.kd import KD
-from kdengine.losses.logit_mse import LogitMSE
+from kdengine.losses import hints, logits, relations
+from kdengine.losses.hints.hint import Hint
+from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.kd import KD
+from kdengine.losses.logits.logit_mse import LogitMSE
 
 __all__ = ["CE", "KD", "Hint", "LogitMSE"]
 
@@ -14,4 +15,4 @@ kdengine_hook_version = 1
 @hookimpl
 def kdengine_losses() -> Components:
     """The builtin losses."""
-    return {"kd": KD, "ce": CE, "logit_mse": LogitMSE, "hint": Hint}
+    return {**logits.LOSSES, **hints.LOSSES, **relations.LOSSES}

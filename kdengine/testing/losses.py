@@ -24,7 +24,6 @@ from kdengine.testing.samples import (
     differentiable,
     random_batch,
     rows,
-    tensors,
     without_outputs,
 )
 
@@ -169,22 +168,18 @@ def differentiate(total: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
 def check_values(case: Case) -> None:
     """Every declared term, a value per item and no reduction; a scalar for scope ``"batch"``."""
     loss, batch = case.make(), case.batch()
-    if not case.item_scope:
-        value = loss.value(batch)
-        require(value.ndim == 0, case.name, f"value returned shape {tuple(value.shape)}; expected one number")
-        return
-    values = loss.per_item(batch)
+    method = loss.per_item if case.item_scope else loss.value
+    values = method(batch)
     named = {loss.terms[0]: values} if isinstance(values, Tensor) else values
-    require(
-        set(named) == set(loss.terms), case.name, f"per_item returned the terms {list(named)}, declared {loss.terms}"
-    )
+    what = method.__name__
+    require(set(named) == set(loss.terms), case.name, f"{what} returned the terms {list(named)}, declared {loss.terms}")
     for term, value in named.items():
         shape = tuple(value.shape)
-        require(
-            value.ndim > 0 and shape[0] == batch.size,
-            case.name,
-            f"per_item returned shape {shape} for {term!r} of a batch of {batch.size}; it must not reduce over items",
-        )
+        if case.item_scope:
+            said = f"per_item returned shape {shape} for {term!r} of a batch of {batch.size}, which must not be reduced"
+            require(value.ndim > 0 and shape[0] == batch.size, case.name, said)
+        else:
+            require(value.ndim == 0, case.name, f"value returned shape {shape} for {term!r}; expected one number")
 
 
 def check_weighted_sum(case: Case) -> None:
@@ -264,7 +259,7 @@ def check_teacher(case: Case) -> None:
     """Nothing is written to, and the teacher takes part in the graph only where that was declared."""
     loss = case.make()
     batch, leaves = differentiable(case.batch(), teacher=loss.needs.teacher_gradients)
-    seen = [*(tensors(batch.teacher) if batch.has_teacher else []), *leaves, *data_of(batch)]
+    seen = [*(batch.teacher.tensors() if batch.has_teacher else []), *leaves, *data_of(batch)]
     before = [tensor.detach().clone() for tensor in seen]
     weights: dict[str, Weight] = dict.fromkeys(loss.terms, 1.0)
     if case.item_scope:
@@ -278,11 +273,11 @@ def check_teacher(case: Case) -> None:
     if not batch.has_teacher:
         return
     if not loss.needs.teacher_gradients:
-        touched = any(tensor.requires_grad for tensor in tensors(batch.teacher))
+        touched = any(tensor.requires_grad for tensor in batch.teacher.tensors())
         require(not touched, case.name, "it made the teacher's output require a gradient, which needs does not declare")
     else:
         given = {id(leaf) for leaf, grad in zip(leaves, gradients, strict=True) if grad is not None}
-        reached = any(id(tensor) in given for tensor in tensors(batch.teacher))
+        reached = any(id(tensor) in given for tensor in batch.teacher.tensors())
         require(reached, case.name, "needs.teacher_gradients is declared, but no gradient reaches the teacher's output")
 
 

@@ -97,8 +97,3 @@ def differentiable(batch: Batch, *, teacher: bool = False) -> tuple[Batch, list[
         return tensor.detach().clone()
 
     return change(batch, copy, leaf, leaf if teacher else copy), leaves
-
-
-def tensors(output: Output) -> list[Tensor]:
-    """Logits and features of an output."""
-    return [*([] if output._logits is None else [output._logits]), *output.features.values()]

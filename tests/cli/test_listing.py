@@ -70,7 +70,7 @@ def test_show_tells_what_a_plugin_offers(kd, place):
         "kdengine_hook_version = 1\n"
         "@kdengine.hookimpl\n"
         "def kdengine_losses():\n"
-        "    return {'mine': 'kdengine.losses.kd:KD'}\n"
+        "    return {'mine': 'kdengine.losses.logits.kd:KD'}\n"
     )
     out = kd("plugins", "show", "mine", "--plugin", "mine.py")[1]
     assert "Losses of mine." in out

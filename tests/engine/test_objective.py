@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kdengine
+from kdengine.api import ConfigurationError
 from kdengine.losses import CE, KD, Hint
 from tests.engine.common import CLASSES, INPUTS, engine, flat, mlp
 
@@ -126,6 +128,51 @@ def test_a_loss_of_batch_scope_is_combined_by_item_counts():
     values = [mlp()(inputs).square().mean().item() for inputs, _ in parts]
     assert records[0]["relational"] == pytest.approx((6 * values[0] + 2 * values[1]) / 8, rel=1e-6)
     assert records[0]["loss"] == pytest.approx(2 * records[0]["relational"])
+
+
+class Spread(kdengine.Loss):
+    """A loss of two relations, with a parameter of its own."""
+
+    scope = "batch"
+    terms = ("far", "near")
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def value(self, batch):
+        distances = torch.cdist(batch.student.logits, batch.student.logits) * self.factor
+        return {"far": distances.max(), "near": distances.sum(dim=1).min()}
+
+
+def masked(inputs, mask):
+    return kdengine.Batch(inputs, torch.zeros(len(inputs), dtype=torch.long), mask=torch.tensor(mask))
+
+
+def test_a_loss_of_batch_scope_sees_the_items_that_count_only():
+    inputs = torch.randn(4, INPUTS)
+    padded = torch.cat([inputs[:2], torch.full((3, INPUTS), float("nan")), inputs[2:]])
+    batch = masked(padded, [True, True, False, False, False, True, True])
+    got = engine(losses={"spread": Spread()}, weights={}).objective(batch)
+    far, near = Spread().value(SimpleNamespace(student=SimpleNamespace(logits=mlp()(inputs)))).values()
+    torch.testing.assert_close(got, far + near)
+
+
+def test_a_loss_of_batch_scope_over_no_items_is_zero_with_a_gradient_of_zero():
+    student, loss = mlp(), Spread()
+    total = engine(student, losses={"spread": loss}, weights={}).objective(masked(torch.randn(3, INPUTS), [False] * 3))
+    total.backward()
+    assert float(total.detach()) == 0.0
+    assert all(bool((p.grad == 0).all()) for p in (*student.parameters(), *loss.parameters()))
+
+
+def test_a_loss_of_batch_scope_has_one_mask_for_all_its_terms():
+    class PerTerm(Spread):
+        def valid(self, batch):
+            return {"far": None, "near": torch.tensor([True] * 3)}
+
+    with pytest.raises(ConfigurationError, match=r"PerTerm.valid returned a dict .* one bool tensor"):
+        engine(losses={"spread": PerTerm()}, weights={}).objective(masked(torch.randn(3, INPUTS), [True] * 3))
 
 
 def test_schedules_move_arguments_and_weights_at_every_step():

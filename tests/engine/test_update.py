@@ -134,7 +134,7 @@ def message_about(data, **options):
 
 def test_the_message_names_the_item_the_term_and_its_class():
     said = message_about(with_bad_item(13))
-    assert "kdengine.losses.kd.KD" in said
+    assert "kdengine.losses.logits.kd.KD" in said
     for what in ("inputs", "the teacher's logits", "the student's logits", "kd", "ce"):
         assert f"{what} of items 13 of the data set" in said
 

@@ -4,7 +4,7 @@ import torch
 from kdengine.losses import LogitMSE
 from kdengine.testing import check_loss
 
-from .outputs import batch_of, logits, tokens
+from ..outputs import batch_of, logits, tokens
 
 
 def expected(student, teacher):

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from kdengine.api import Batch, Loss, Needs, Scalar, Weight
-from kdengine.losses.labels import labelled, labels_of
+from kdengine.losses.logits.labels import labelled, labels_of
 from kdengine.ops import kd_loss
 
 

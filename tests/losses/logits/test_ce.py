@@ -7,7 +7,7 @@ import kdengine
 from kdengine.losses import CE
 from kdengine.testing import check_loss
 
-from .outputs import batch_of, logits, probabilities, tokens
+from ..outputs import batch_of, logits, probabilities, tokens
 
 
 def expected(student, targets):

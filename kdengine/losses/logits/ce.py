@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kdengine.api import Batch, Loss, Needs
 from kdengine.api.loss import wide
-from kdengine.losses.labels import labelled, labels_of
+from kdengine.losses.logits.labels import labelled, labels_of
 
 
 class CE(Loss):

@@ -1,0 +1,6 @@
+"""Losses on features inside the models."""
+
+from kdengine.api import Loss
+from kdengine.losses.hints.hint import Hint
+
+LOSSES: dict[str, type[Loss]] = {"hint": Hint}

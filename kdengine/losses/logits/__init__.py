@@ -1,0 +1,8 @@
+"""Losses on the outputs of the models."""
+
+from kdengine.api import Loss
+from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.kd import KD
+from kdengine.losses.logits.logit_mse import LogitMSE
+
+LOSSES: dict[str, type[Loss]] = {"kd": KD, "ce": CE, "logit_mse": LogitMSE}

@@ -1,0 +1,5 @@
+"""Losses on relations between the items of a batch."""
+
+from kdengine.api import Loss
+
+LOSSES: dict[str, type[Loss]] = {}
