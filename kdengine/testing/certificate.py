@@ -75,7 +75,7 @@ class Certificate:
         >>> from kdengine.testing import certify_loss
         >>> certificate = certify_loss(LogitMSE, center=True)
         >>> certificate.held, certificate.rows[3].check
-        (True, 'split')
+        (True, 'weighted sum')
     """
 
     loss: str

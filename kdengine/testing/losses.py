@@ -26,13 +26,14 @@ def check_loss(
     It stops at the first promise that is broken; :func:`certify_loss` goes on and reports every one.
 
     * ``per_item`` gives one value (or more) per item for each declared term, without a reduction;
+    * the same batch and state give the same bits;
     * ``weighted_sum`` agrees with the default of :class:`kdengine.Loss` to 1e-10, in value and gradient;
     * any split of a batch into micro-batches, and into processes, gives the same gradient to 1e-12 (scope ``"item"``);
     * items that do not count may hold NaN; empty batches and batches of one item are finite;
     * tensors of the batch and the models behind them are left as they are, training mode included;
     * the gradient agrees with finite differences to 1e-5;
     * logits of +-1e4 are finite in half precision and float32, equal outputs and zeros are finite;
-    * training goes on bit for bit from a checkpoint; the same batch and state give the same bits;
+    * training goes on bit for bit from a checkpoint;
     * an argument typed ``Scalar`` takes a schedule and follows it;
     * where student and teacher are equal, the value is what ``at_equality`` claims;
     * the gradient keeps its size when the temperature rises; classes without probability change nothing;

@@ -18,6 +18,7 @@ from kdengine.testing.trial import Check
 
 CHECKS: tuple[Check, ...] = (
     reduction.values,
+    state.repeats,
     reduction.weighted_sum,
     reduction.split,
     reduction.processes,
@@ -29,7 +30,6 @@ CHECKS: tuple[Check, ...] = (
     extremes.precision,
     extremes.degenerate,
     state.state,
-    state.repeats,
     scalars.scalars,
     equality.equality,
     temperature.temperature,
