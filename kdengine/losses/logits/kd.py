@@ -20,6 +20,9 @@ class KD(Loss):
     scale as 1/T^2, so the term is multiplied by T^2), computed by :func:`kdengine.ops.kd_loss`. With
     ``hard_weight`` it is two terms of one fused call: ``soft``, and ``hard = hard_weight * CE(s, labels)``.
 
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; arXiv:1503.02531
+
     Args:
         temperature: T > 0.
         hard_weight: factor of the hard-label term; None for none, so that ``kd`` beside ``ce`` never counts

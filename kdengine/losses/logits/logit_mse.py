@@ -13,6 +13,9 @@ class LogitMSE(Loss):
 
     Ba and Caruana 2014, equation 1, with the mean over classes in place of half the sum.
 
+    References:
+        Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, equation 1; arXiv:1312.6184
+
     Args:
         center: whether to subtract each row's mean first, so that a shift common to all classes costs nothing.
 
