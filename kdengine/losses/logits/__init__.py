@@ -4,5 +4,11 @@ from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.reverse_kl import ReverseKL
 
-LOSSES: dict[str, type[Loss]] = {"kd": KD, "ce": CE, "logit_mse": LogitMSE}
+LOSSES: dict[str, type[Loss]] = {
+    "kd": KD,
+    "ce": CE,
+    "logit_mse": LogitMSE,
+    "reverse_kl": ReverseKL,
+}
