@@ -2,6 +2,7 @@
 
 from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.reverse_kl import ReverseKL
@@ -11,4 +12,5 @@ LOSSES: dict[str, type[Loss]] = {
     "ce": CE,
     "logit_mse": LogitMSE,
     "reverse_kl": ReverseKL,
+    "jsd": JSD,
 }
