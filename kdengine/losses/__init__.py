@@ -8,8 +8,9 @@ from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.tvd import TVD
 
-__all__ = ["CE", "JSD", "KD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CE", "JSD", "KD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 

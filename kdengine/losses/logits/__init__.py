@@ -6,6 +6,7 @@ from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.tvd import TVD
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KD,
@@ -13,4 +14,5 @@ LOSSES: dict[str, type[Loss]] = {
     "logit_mse": LogitMSE,
     "reverse_kl": ReverseKL,
     "jsd": JSD,
+    "tvd": TVD,
 }

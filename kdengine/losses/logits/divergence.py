@@ -35,9 +35,9 @@ class Divergence(Loss):
         beta: Scalar = 0.5,
     ) -> None:
         super().__init__()
-        self.temperature = positive(self.label, "temperature", temperature)
+        self.temperature: float = positive(self.label, "temperature", temperature)
         self.divergence = divergence
-        self.beta = between(self.label, "beta", beta)
+        self.beta: float = between(self.label, "beta", beta)
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The divergence of each item, ``(B, ...)``, in float32 or wider."""
