@@ -2,6 +2,7 @@
 
 from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
@@ -15,4 +16,5 @@ LOSSES: dict[str, type[Loss]] = {
     "reverse_kl": ReverseKL,
     "jsd": JSD,
     "tvd": TVD,
+    "dkd": DKD,
 }

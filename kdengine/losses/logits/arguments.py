@@ -44,5 +44,6 @@ def _checked(loss: str, name: str, value: Any, expected: str, holds: Any) -> Any
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not holds(value):
-        raise ConfigurationError(f"the loss {loss} needs a {name} {expected}, got {value!r}")
+        article = "an" if name[0] in "aeiou" else "a"
+        raise ConfigurationError(f"the loss {loss} needs {article} {name} {expected}, got {value!r}")
     return value

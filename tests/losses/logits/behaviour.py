@@ -68,7 +68,8 @@ def assert_masked_classes_change_nothing(loss, labels=LABELS):
     assert not wide_gradient[:, 5:].any()
 
 
-def assert_a_fit_lowers(loss, epochs=6, **options):
-    """The loss's mean over the last epoch is below that over the first."""
-    history = tiny_run({"loss": loss}, epochs=epochs, **options).result.history
+def assert_a_fit_lowers(loss, terms=("loss",), epochs=6, **options):
+    """The mean of the sum of all terms over the last epoch is below that over the first, and each term is logged."""
+    history = tiny_run({"own": loss}, epochs=epochs, **options).result.history
     assert history[-1]["loss"] < history[0]["loss"]
+    assert {"own" if term == "loss" else f"own.{term}" for term in terms} <= set(history[0])
