@@ -4,10 +4,14 @@ from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dkd import DKD
+from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.tvd import TVD
 
-__all__ = ["CE", "KD", "Hint", "LogitMSE"]
+__all__ = ["CE", "DKD", "JSD", "KD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 

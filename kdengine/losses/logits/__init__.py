@@ -2,7 +2,19 @@
 
 from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dkd import DKD
+from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.tvd import TVD
 
-LOSSES: dict[str, type[Loss]] = {"kd": KD, "ce": CE, "logit_mse": LogitMSE}
+LOSSES: dict[str, type[Loss]] = {
+    "kd": KD,
+    "ce": CE,
+    "logit_mse": LogitMSE,
+    "reverse_kl": ReverseKL,
+    "jsd": JSD,
+    "tvd": TVD,
+    "dkd": DKD,
+}

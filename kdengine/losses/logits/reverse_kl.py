@@ -1,0 +1,28 @@
+"""Reverse Kullback-Leibler divergence."""
+
+from __future__ import annotations
+
+from kdengine.api import Scalar
+from kdengine.losses.logits.divergence import Divergence
+
+
+class ReverseKL(Divergence):
+    """The divergence of the student from the teacher, ``T^2 * KL(softmax(s / T) || softmax(t / T))`` per item.
+
+    The objective of MiniLLM (Gu et al. 2024, equation 1) for one distribution; T^2 keeps the gradient's size while T
+    changes (Hinton et al. 2015, section 2). It seeks modes: mass where the teacher has none costs much, a
+    mode left out little. Computed by :func:`kdengine.ops.kd_loss`: a class that the student gives mass and the
+    teacher masks (-inf) costs +inf.
+
+    Args:
+        temperature: T > 0.
+
+    Example:
+        >>> ReverseKL().temperature
+        1.0
+    """
+
+    label = "reverse_kl"
+
+    def __init__(self, temperature: Scalar = 1.0) -> None:
+        super().__init__(temperature, "reverse_kl")
