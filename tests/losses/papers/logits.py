@@ -218,7 +218,8 @@ def standardize(v, eps, unbiased):
     """(v - mean) / (std + eps) over the last dimension.
 
     Sun et al. 2024 (Logit standardization in KD), algorithm 1, before its division by the temperature: the deviation of
-    the population, 1/K (unbiased False), and eps 0. Published code: torch's std, 1/(K - 1) (unbiased True), and eps 1e-7.
+    the population, 1/K (unbiased False), and eps 0. The published code has torch's std, 1/(K - 1) (unbiased True), and
+    eps 1e-7.
     """
     centred = v - v.mean(-1, keepdim=True)
     n = v.shape[-1] - 1 if unbiased else v.shape[-1]
