@@ -43,7 +43,7 @@ def soft_ce(s, t, T):
 def reverse_kl(s, t, T):
     """(B,): T^2 KL(softmax(s/T) || softmax(t/T)), sum over classes.
 
-    Gu, Dong, Wei & Huang 2024 (MiniLLM), section 2.1: the divergence KL(q_theta || p), there between sequences and
+    Gu, Dong, Wei & Huang 2024 (MiniLLM), section 2: the divergence KL(q_theta || p), there between sequences and
     without a temperature (T = 1); here for the distribution of one token or item.
     """
     return T**2 * _kl(_log_probabilities(s, T), _log_probabilities(t, T))
@@ -68,7 +68,7 @@ def jsd(s, t, T, beta):
 def tvd(s, t, T):
     """(B,): T^2 / 2 sum_c |softmax(s/T)_c - softmax(t/T)_c|.
 
-    Wen, Li, Du & Mou 2023 (f-DISTILL), section 2.2, the total variation distance of one step; no temperature in the
+    Wen, Li, Du & Mou 2023 (f-DISTILL), the total variation distance of one step; no temperature in the
     paper. The published code is the same at T = 1, with the mean over tokens.
     """
     return T**2 * 0.5 * (_log_probabilities(s, T).exp() - _log_probabilities(t, T).exp()).abs().sum(-1)
@@ -167,7 +167,7 @@ def multi_level(s, t, temperatures):
 
     with p, P of the teacher and q, Q of the student at T.
 
-    Jin, Wang & Lin 2023 (Multi-level logit distillation), sections 3.2 and 3.3. Paper: the instance level is a sum over
+    Jin, Wang & Lin 2023 (Multi-level logit distillation). Paper: the instance level is a sum over
     items and has no T^2. Code (used here): mean over items, and T^2 for the instance level only. The released trainer
     also multiplies by a mask of the less confident half: of the items for the instance and batch levels, of the classes
     for the class level. As it masks values that are already scalars it only halves them. It adds the strong view at the
@@ -217,8 +217,8 @@ def binary_kl(s, t, T):
 def standardize(v, eps, unbiased):
     """(v - mean) / (std + eps) over the last dimension.
 
-    Sun et al. 2024 (Logit standardization in KD), algorithm 1, before its division by the temperature: the deviation of
-    the population, 1/K (unbiased False), and eps 0. The published code has torch's std, 1/(K - 1) (unbiased True), and
+    Sun et al. 2024 (Logit standardization in KD), algorithm 1, before its division by the temperature: the deviation
+    of the population, 1/K (unbiased False), and eps 0. Published code: torch's std, 1/(K - 1) (unbiased True), and
     eps 1e-7.
     """
     centred = v - v.mean(-1, keepdim=True)
