@@ -6,8 +6,9 @@ from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.relations.rkd import RKD
 
-__all__ = ["CE", "KD", "Hint", "LogitMSE"]
+__all__ = ["CE", "KD", "RKD", "Hint", "LogitMSE"]
 
 kdengine_hook_version = 1
 
