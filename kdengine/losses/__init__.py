@@ -7,8 +7,9 @@ from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.relations.rkd import RKD
+from kdengine.losses.relations.sp import SP
 
-__all__ = ["CE", "KD", "RKD", "Hint", "LogitMSE"]
+__all__ = ["CE", "KD", "RKD", "SP", "Hint", "LogitMSE"]
 
 kdengine_hook_version = 1
 

@@ -2,5 +2,6 @@
 
 from kdengine.api import Loss
 from kdengine.losses.relations.rkd import RKD
+from kdengine.losses.relations.sp import SP
 
-LOSSES: dict[str, type[Loss]] = {"rkd": RKD}
+LOSSES: dict[str, type[Loss]] = {"rkd": RKD, "sp": SP}
