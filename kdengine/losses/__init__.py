@@ -8,10 +8,11 @@ from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
 
-__all__ = ["CE", "DKD", "JSD", "KD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CE", "DKD", "JSD", "KD", "NKD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 
