@@ -8,13 +8,14 @@ from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.relations.cc import CC
 from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
-__all__ = ["CC", "CE", "DKD", "JSD", "KD", "RKD", "SP", "TVD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CC", "CE", "DKD", "JSD", "KD", "NKD", "RKD", "SP", "TVD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 

@@ -6,6 +6,7 @@ from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
 
@@ -17,4 +18,5 @@ LOSSES: dict[str, type[Loss]] = {
     "jsd": JSD,
     "tvd": TVD,
     "dkd": DKD,
+    "nkd": NKD,
 }
