@@ -11,9 +11,10 @@ from torch import Tensor
 
 from kdengine.api import Loss
 from kdengine.engine.objective import Objective
-from kdengine.losses import DKD, JSD, KD, TVD, LogitMSE, ReverseKL
+from kdengine.losses import CC, DKD, JSD, KD, NKD, RKD, SP, TVD, LogitMSE, ReverseKL
 from tests.losses.outputs import batch_of
 from tests.losses.papers import logits as papers
+from tests.losses.papers import relations
 
 ITEMS, CLASSES = 6, 5
 TOLERANCE = 1e-5
@@ -34,6 +35,12 @@ LOGITS = {
     "tvd": OfLogits(lambda: TVD(2.0), lambda s, t, _: (papers.tvd(s, t, 2.0),)),
     "logit_mse": OfLogits(LogitMSE, lambda s, t, _: (papers.logit_mse_code(s, t, center=False),)),
     "dkd": OfLogits(lambda: DKD(), lambda s, t, y: papers.dkd(s, t, y, 4.0, 1.0, 8.0)),
+    "nkd": OfLogits(lambda: NKD(2.0), lambda s, t, y: papers.nkd(s, t, y, 2.0, 1.5)),
+    "rkd": OfLogits(
+        RKD, lambda s, t, _: (25.0 * relations.rkd_distance_code(s, t), 50.0 * relations.rkd_angle_code(s, t))
+    ),
+    "sp": OfLogits(SP, lambda s, t, _: (relations.sp(s, t),)),
+    "cc": OfLogits(CC, lambda s, t, _: (relations.cc(s, t, 0.4, 2),)),
 }
 
 TRANSCRIPTIONS = {name: f"`papers.logits.{name}`" for name in LOGITS}
