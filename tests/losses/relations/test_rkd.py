@@ -33,7 +33,8 @@ def cosines(rows):
             for k, c in enumerate(rows):
                 one, other = ([x - y for x, y in zip(side, b, strict=True)] for side in (a, c))
                 sizes = math.hypot(*one) * math.hypot(*other)
-                found[i, j, k] = sum(x * y for x, y in zip(one, other, strict=True)) / sizes if sizes and i != k else 0.0
+                product = sum(x * y for x, y in zip(one, other, strict=True))
+                found[i, j, k] = product / sizes if sizes and i != k else 0.0
     return found
 
 
