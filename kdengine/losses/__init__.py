@@ -4,6 +4,7 @@ from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
@@ -12,7 +13,7 @@ from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
 
-__all__ = ["CE", "DKD", "JSD", "KD", "NKD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CE", "DIST", "DKD", "JSD", "KD", "NKD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 

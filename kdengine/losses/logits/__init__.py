@@ -2,6 +2,7 @@
 
 from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
@@ -19,4 +20,5 @@ LOSSES: dict[str, type[Loss]] = {
     "tvd": TVD,
     "dkd": DKD,
     "nkd": NKD,
+    "dist": DIST,
 }
