@@ -12,8 +12,9 @@ from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
+from kdengine.losses.logits.wsld import WSLD
 
-__all__ = ["CE", "DIST", "DKD", "JSD", "KD", "NKD", "TVD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CE", "DIST", "DKD", "JSD", "KD", "NKD", "TVD", "WSLD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 

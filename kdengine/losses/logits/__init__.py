@@ -10,6 +10,7 @@ from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
+from kdengine.losses.logits.wsld import WSLD
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KD,
@@ -21,4 +22,5 @@ LOSSES: dict[str, type[Loss]] = {
     "dkd": DKD,
     "nkd": NKD,
     "dist": DIST,
+    "wsld": WSLD,
 }
