@@ -4,6 +4,7 @@ from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
@@ -11,11 +12,12 @@ from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
+from kdengine.losses.logits.wsld import WSLD
 from kdengine.losses.relations.cc import CC
 from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
-__all__ = ["CC", "CE", "DKD", "JSD", "KD", "NKD", "RKD", "SP", "TVD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CC", "CE", "DIST", "DKD", "JSD", "KD", "NKD", "RKD", "SP", "TVD", "WSLD", "Hint", "LogitMSE", "ReverseKL"]
 
 kdengine_hook_version = 1
 

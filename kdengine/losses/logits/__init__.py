@@ -2,6 +2,7 @@
 
 from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
+from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
@@ -9,6 +10,7 @@ from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
+from kdengine.losses.logits.wsld import WSLD
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KD,
@@ -19,4 +21,6 @@ LOSSES: dict[str, type[Loss]] = {
     "tvd": TVD,
     "dkd": DKD,
     "nkd": NKD,
+    "dist": DIST,
+    "wsld": WSLD,
 }
