@@ -14,10 +14,29 @@ from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 from kdengine.losses.relations.cc import CC
+from kdengine.losses.relations.icd import ICD
+from kdengine.losses.relations.pkt import PKT
 from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
-__all__ = ["CC", "CE", "DIST", "DKD", "JSD", "KD", "NKD", "RKD", "SP", "TVD", "WSLD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = [
+    "CC",
+    "CE",
+    "DIST",
+    "DKD",
+    "ICD",
+    "JSD",
+    "KD",
+    "NKD",
+    "PKT",
+    "RKD",
+    "SP",
+    "TVD",
+    "WSLD",
+    "Hint",
+    "LogitMSE",
+    "ReverseKL",
+]
 
 kdengine_hook_version = 1
 
