@@ -2,12 +2,13 @@
 
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
+from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
 
-__all__ = ["CE", "KD", "Hint", "LogitMSE"]
+__all__ = ["CE", "KD", "Attention", "Hint", "LogitMSE"]
 
 kdengine_hook_version = 1
 
