@@ -2,6 +2,7 @@
 
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
+from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
@@ -33,6 +34,7 @@ __all__ = [
     "SP",
     "TVD",
     "WSLD",
+    "Attention",
     "Hint",
     "LogitMSE",
     "ReverseKL",
