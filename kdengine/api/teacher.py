@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -20,15 +20,21 @@ class TeacherSource(ABC):
 
     Attributes:
         evolving: whether the source changes while the student trains.
+        wraps: what its constructor takes first when a recipe names it: the teacher's ``"model"``, or ``"nothing"``
+            where the source needs the student alone.
         gives_features: whether its modules run for every batch, so that features can be captured.
     """
 
     evolving: ClassVar[bool] = False
-    gives_features: ClassVar[bool] = True
+    wraps: ClassVar[Literal["model", "nothing"]] = "model"
+    gives_features: bool = True
 
     def modules(self) -> list[nn.Module]:
         """The live modules behind this source; empty for a cache."""
         return []
+
+    def prepare(self, student: nn.Module) -> None:
+        """Called when a fit is assembled, before :meth:`place`, with the student as it is before any step."""
 
     def place(self, device: torch.device) -> None:
         """Move what must be moved before the fit."""
@@ -45,4 +51,4 @@ class TeacherSource(ABC):
         """Restore what :meth:`state_dict` gave."""
 
     def update(self, student: nn.Module) -> None:
-        """Called after every optimizer step of an evolving source."""
+        """Called of an evolving source after every optimizer step, also after one whose update was left out."""

@@ -52,6 +52,7 @@ def make_models(
     _check_evolution(source, losses)
     guard, teacher_features, modules = None, None, []
     if source is not None:
+        source.prepare(student)
         source.place(runtime.device)
         modules = source.modules()
         guard = None if source.evolving or not modules else FrozenGuard(modules, student)
@@ -134,7 +135,7 @@ def set_up_losses(
     if not waiting:
         return
     batch = place(example(), runtime.device)
-    with attached(models), evaluation_mode(models.student), random.preserved(), torch.no_grad():
+    with attached(models), evaluation_mode(*models.moving), random.preserved(), torch.no_grad():
         run_pair(models, precision, batch)
     for loss in waiting:
         if isinstance(name := loss.projector, str):
@@ -160,11 +161,11 @@ def make_strategy(
         from kdengine.engine import fsdp
 
         fsdp.shard(models.student)
-        if models.average is not None:
-            fsdp.shard(models.average.module)
+        for module in (*models.evolving, *([] if models.average is None else [models.average.module])):
+            fsdp.shard(module)
         return fsdp.Sharded(models.student, objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
-    return Replicated(models.student, objective.modules, unused=unused)
+    return Replicated(models.student, objective.modules, models.evolving, unused=unused)
 
 
 def _leaves_out(

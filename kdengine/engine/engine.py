@@ -191,7 +191,7 @@ class Engine:
             gradient_shares=gradient_shares,
         )
         self._fit: Fit | None = None
-        self._foreign: tuple[Models, Objective, Precision] | None = None
+        self._built: tuple[Models, Objective, Precision] | None = None
 
     def fit(
         self,
@@ -343,7 +343,8 @@ class Engine:
         set_up_losses(objective, models, precision, self.runtime, self.host, example)
         if self.compile:
             compile_student(self.student)
-        return models, objective, precision
+        self._built = models, objective, precision
+        return self._built
 
     def _enter(self, fit: Fit, resume: Resume) -> None:
         """Resume where asked, start the loggers, make sure that the state can be stored."""
@@ -438,7 +439,7 @@ class Engine:
             True
         """
         read = self._to_batch(batch)
-        models, objective, precision = self._for_foreign_loop(read)
+        models, objective, precision = self._models_for(read)
         if progress is not None:
             objective.advance(progress)
         masks = objective.masks(read)
@@ -458,17 +459,16 @@ class Engine:
 
         A foreign loop adds them to its optimizer.
         """
-        _, objective, _ = self._for_foreign_loop(self._to_batch(batch))
+        _, objective, _ = self._models_for(self._to_batch(batch))
         return [item for item in trainable(self.student, objective) if item[0].startswith("losses.")]
 
-    def _for_foreign_loop(self, example: Batch) -> tuple[Models, Objective, Precision]:
-        if self._foreign is None:
-            self._foreign = self._models(lambda: example)
-        return self._foreign
+    def _models_for(self, example: Batch) -> tuple[Models, Objective, Precision]:
+        """The models as they were last built: those of the last fit, where there was one."""
+        return self._built or self._models(lambda: example)
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float | None]:
         """The engine's metrics over a loader, for the student as it is now."""
-        models, _, precision = self._for_foreign_loop(self._to_batch(next(iter(loader))))
+        models, _, precision = self._models_for(self._to_batch(next(iter(loader))))
         return measure(
             loader,
             self.metrics,

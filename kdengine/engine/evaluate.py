@@ -64,7 +64,7 @@ def measure(
         metric.reset()
     pooled = runtime.several and isinstance(loader, Loader)
     batches = 0
-    with random.preserved(), evaluation_mode(student), torch.no_grad():
+    with random.preserved(), evaluation_mode(student, *models.evolving), torch.no_grad():
         for item in loader.batches(0, share=runtime.share) if isinstance(loader, Loader) else loader:
             batch = place(to_batch(item), runtime.device)
             if teach:
@@ -105,7 +105,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     if fit.calls.evaluate_start is not None:
         fit.calls.evaluate_start(context)
     model = fit.models.student if fit.models.average is None else fit.models.average.module
-    fit.runtime.replicate_buffers(model)
+    fit.runtime.replicate_buffers(model, *fit.models.evolving)
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
             values = {name: _number(value) for name, value in fit.evaluation(model).items()}

@@ -103,6 +103,21 @@ class Models:
     average: AveragedModel | None
     teach: bool
 
+    @property
+    def evolving_source(self) -> TeacherSource | None:
+        """The source of a teacher that changes while the student trains."""
+        return self.source if self.source is not None and self.source.evolving else None
+
+    @property
+    def evolving(self) -> list[nn.Module]:
+        """The modules of a teacher that changes while the student trains."""
+        return [] if self.evolving_source is None else self.evolving_source.modules()
+
+    @property
+    def moving(self) -> list[nn.Module]:
+        """Every module that changes in a fit: those that must not where nothing is trained."""
+        return [self.student, *self.evolving]
+
 
 @dataclass(slots=True, eq=False)
 class Fit:
