@@ -21,7 +21,6 @@ from kdengine.api import (
     RunInfo,
     Schedule,
     StepContext,
-    TeacherSource,
 )
 from kdengine.api.loss import name_losses
 from kdengine.engine import batching, loop, random, rundir, state
@@ -54,7 +53,7 @@ from kdengine.engine.precision import Precision, PrecisionName
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.strategies import STRATEGIES, StrategyName
-from kdengine.engine.teacher import as_source
+from kdengine.engine.teacher import TeacherLike, as_source
 from kdengine.engine.update import by_kind
 from kdengine.host import Host
 
@@ -66,7 +65,8 @@ class Engine:
 
     Args:
         student: the model that trains.
-        teacher: a module (it is frozen), a :class:`~kdengine.TeacherSource`, or None for plain training.
+        teacher: a module (it is frozen), a :class:`~kdengine.TeacherSource`, several of these (whose distributions
+            are averaged), or None for plain training.
         losses: losses by label, or a sequence of them.
         weights: factor of each label: a number or a schedule; 1 where absent.
         optimizer: a ``torch.optim.Optimizer``, or ``fn(named_parameters)`` that makes one. A factory gets the
@@ -117,7 +117,7 @@ class Engine:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | TeacherSource | None = None,
+        teacher: TeacherLike | None = None,
         *,
         losses: Mapping[str, Loss] | Sequence[Loss] | Loss,
         optimizer: OptimizerLike | None = None,
@@ -150,7 +150,6 @@ class Engine:
         trace_hooks: bool = False,
     ) -> None:
         self.student = student
-        self.source = as_source(teacher)
         self.losses = name_losses(losses)
         self.weights = dict(weights or {})
         self.optimizer = optimizer
@@ -158,6 +157,7 @@ class Engine:
         self.loggers = loggers
         self.batch_transforms = list(batch_transforms)
         self.host = plugins if isinstance(plugins, Host) else Host(plugins)
+        self.source = as_source(teacher, self.host)
         self.metrics = make_metrics(metrics, self.host)
         self.accumulate = accumulate
         self.ema = ema

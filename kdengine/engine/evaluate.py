@@ -68,7 +68,7 @@ def measure(
         for item in loader.batches(0, share=runtime.share) if isinstance(loader, Loader) else loader:
             batch = place(to_batch(item), runtime.device)
             if teach:
-                batch.teacher = run_teacher(models, precision, batch, features=False)
+                batch.teacher = run_teacher(models, precision, unlabelled(batch), features=False)
             batch.student = run_student(models, precision, batch, model=student, features=False)
             if teach and models.align is not None:
                 models.align(batch)
@@ -81,6 +81,11 @@ def measure(
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
     return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """A batch as a teacher sees it in an evaluation: the answers are kept from it."""
+    return Batch(batch.inputs, None, batch.index, batch.mask, size=batch.size)
 
 
 def pool(batch: Batch, runtime: Runtime) -> Batch:

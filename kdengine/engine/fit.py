@@ -82,7 +82,7 @@ class Models:
     Attributes:
         student: the module that the user gave.
         source: the teacher's source, or None.
-        teacher: the source's first live module, or None.
+        teacher: the source's live module, a list of them where there are several, or None.
         guard: watches the frozen teacher, or None.
         student_features: captures what losses ask of the student; None where they ask nothing.
         teacher_features: the same for the teacher.

@@ -21,7 +21,7 @@ class EMA(TeacherSource):
 
         theta'_n = a_n theta'_{n-1} + (1 - a_n) theta_n,    a_n = min(1 - 1 / (n + 1), decay)
 
-    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, equation 2; the warm-up of the
+    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2; the warm-up of the
     decay is that of the code they published: the plain mean of all weights so far, until the exponential average
     forgets faster. Without it the first steps are taught by weights that have learnt nothing.
 
