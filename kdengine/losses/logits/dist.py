@@ -28,6 +28,10 @@ class DIST(Loss):
     and 0 where neither side varies. So for one item ``intra`` is 0. The published code adds 1e-8 to the product of the
     norms instead, which also dampens the classes that are improbable for every item of a batch.
 
+    References:
+        Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, sections 3.2 and
+        3.3; arXiv:2205.10536
+
     Args:
         temperature: T > 0; the paper has 1 for ImageNet and 4 for CIFAR-100.
         beta: weight of ``inter``.

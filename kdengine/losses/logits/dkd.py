@@ -25,6 +25,9 @@ class DKD(Loss):
 
     The own class is left out of p by a mask of -inf, where the published code subtracts 1000.
 
+    References:
+        Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, equation 7; arXiv:2203.08679
+
     Args:
         temperature: T > 0.
         alpha: weight of the term of the own class.

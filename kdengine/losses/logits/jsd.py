@@ -14,6 +14,9 @@ class JSD(Divergence):
     whatever is masked. Divided by beta it tends to the forward KL as beta goes to 0, and divided by 1 - beta to the
     reverse KL as beta goes to 1. Computed by :func:`kdengine.ops.kd_loss`.
 
+    References:
+        Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024, equation 1; arXiv:2306.13649
+
     Args:
         temperature: T > 0.
         beta: the teacher's part in the mixture, strictly between 0 and 1.

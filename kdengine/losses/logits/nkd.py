@@ -26,6 +26,10 @@ class NKD(Loss):
     N leaves the own class out, as the equation says. (The authors' code has a version whose mask is true everywhere, so
     that its N is over all classes.)
 
+    References:
+        Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, section 3;
+        arXiv:2303.13005
+
     Args:
         temperature: T > 0, of the other classes.
         gamma: weight of the term of the other classes.

@@ -14,6 +14,10 @@ class ReverseKL(Divergence):
     mode left out little. Computed by :func:`kdengine.ops.kd_loss`: a class that the student gives mass and the
     teacher masks (-inf) costs +inf.
 
+    References:
+        Gu, Dong, Wei, Huang, "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024, section 2.1;
+        arXiv:2306.08543
+
     Args:
         temperature: T > 0.
 

@@ -16,6 +16,10 @@ class TVD(Loss):
     al. 2023), times T^2 as for ``kd``. It is at most T^2. Its gradient does not shrink as the student comes
     near; where a class's probabilities are equal, the subgradient is 0.
 
+    References:
+        Wen, Li, Du, Mou, "f-Divergence Minimization for Sequence-Level Knowledge Distillation", ACL 2023, section 2.2;
+        arXiv:2307.15190
+
     Args:
         temperature: T > 0.
 

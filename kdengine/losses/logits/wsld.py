@@ -25,6 +25,9 @@ class WSLD(Loss):
     The factor is a constant for the gradient, as in the published code. So the gradient is not that of the value: a
     student that comes nearer to its teacher and farther from the label may have a larger value than before.
 
+    References:
+        Zhou et al., "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, section 4; arXiv:2102.00650
+
     Args:
         temperature: T > 0.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
