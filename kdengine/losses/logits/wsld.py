@@ -11,6 +11,7 @@ from kdengine.api.loss import wide
 from kdengine.losses.logits.arguments import positive
 from kdengine.losses.logits.entropy import entropy
 from kdengine.losses.logits.labels import class_ids, labelled
+from kdengine.losses.logits.standardize import logits_of
 from kdengine.losses.logits.targets import own_classes, split
 from kdengine.ops import kd_loss
 
@@ -28,6 +29,7 @@ class WSLD(Loss):
     Args:
         temperature: T > 0.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> WSLD().needs.labels
@@ -36,8 +38,9 @@ class WSLD(Loss):
 
     needs = Needs(labels=True)
 
-    def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100) -> None:
+    def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100, standardize: bool = False) -> None:
         super().__init__()
+        self.standardize = standardize
         self.temperature: float = positive("wsld", "temperature", temperature)
         self.ignore_index = ignore_index
 
@@ -48,7 +51,7 @@ class WSLD(Loss):
     def per_item(self, batch: Batch) -> Tensor:
         """The weighted cross-entropy of each item, ``(B, ...)``, in float32 or wider."""
         own = own_classes(batch, "wsld", self.ignore_index)
-        student, teacher = wide(batch.student.logits), wide(batch.teacher.logits)
+        student, teacher = (wide(logits) for logits in logits_of(batch, self.standardize))
         divergence = kd_loss(student, teacher, temperature=self.temperature, reduction="none")
         soft = divergence + self.temperature**2 * entropy(teacher, self.temperature)
         weight = soft_label_weight(student, teacher, own)
