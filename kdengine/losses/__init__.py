@@ -9,12 +9,13 @@ from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.multi_level import MultiLevel
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 
-__all__ = ["CE", "DIST", "DKD", "JSD", "KD", "NKD", "TVD", "WSLD", "Hint", "LogitMSE", "ReverseKL"]
+__all__ = ["CE", "DIST", "DKD", "JSD", "KD", "NKD", "TVD", "WSLD", "Hint", "LogitMSE", "MultiLevel", "ReverseKL"]
 
 kdengine_hook_version = 1
 

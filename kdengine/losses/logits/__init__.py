@@ -7,6 +7,7 @@ from kdengine.losses.logits.dkd import DKD
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.multi_level import MultiLevel
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
 from kdengine.losses.logits.tvd import TVD
@@ -23,4 +24,5 @@ LOSSES: dict[str, type[Loss]] = {
     "nkd": NKD,
     "dist": DIST,
     "wsld": WSLD,
+    "multi_level": MultiLevel,
 }

@@ -17,7 +17,7 @@ class DIST(Loss):
     """Pearson correlation of student and teacher, over the classes of an item and over the items of a class.
 
     With p = softmax(s / T), q = softmax(t / T), both ``(N, V)``, and the distance d = 1 - Pearson's correlation, the
-    terms are (Huang et al. 2022, section 3.2 and 3.3)::
+    terms are (Huang et al. 2022, section 3)::
 
         inter = T^2 * beta * 1/N sum_i d(p[i, :], q[i, :])
         intra = T^2 * gamma * 1/V sum_v d(p[:, v], q[:, v])

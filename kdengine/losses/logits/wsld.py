@@ -19,9 +19,9 @@ from kdengine.ops import kd_loss
 class WSLD(Loss):
     """Soft labels that weigh less where the student already fits the label better than its teacher.
 
-    ``(1 - exp(-L_s / L_t)) * T^2 * -sum_v p_v log q_v`` per item (Zhou et al. 2021, "Rethinking Soft Labels", section
-    4): p = softmax(t / T), q = softmax(s / T), and L_s, L_t are the cross-entropies of student and teacher with the
-    label at temperature 1. The factor is 0 where L_s is, and 1 where only L_t is.
+    ``(1 - exp(-L_s / L_t)) * T^2 * -sum_v p_v log q_v`` per item (Zhou et al. 2021, "Rethinking Soft Labels", the
+    loss of weighted soft labels): p = softmax(t / T), q = softmax(s / T), and L_s, L_t are the cross-entropies of
+    student and teacher with the label at temperature 1. The factor is 0 where L_s is, and 1 where only L_t is.
 
     The factor is a constant for the gradient, as in the published code. So the gradient is not that of the value: a
     student that comes nearer to its teacher and farther from the label may have a larger value than before.
