@@ -12,10 +12,25 @@ from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.multi_level import MultiLevel
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.soft_ce import SoftCE
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 
-__all__ = ["CE", "DIST", "DKD", "JSD", "KD", "NKD", "TVD", "WSLD", "Hint", "LogitMSE", "MultiLevel", "ReverseKL"]
+__all__ = [
+    "CE",
+    "DIST",
+    "DKD",
+    "JSD",
+    "KD",
+    "NKD",
+    "TVD",
+    "WSLD",
+    "Hint",
+    "LogitMSE",
+    "MultiLevel",
+    "ReverseKL",
+    "SoftCE",
+]
 
 kdengine_hook_version = 1
 

@@ -10,6 +10,7 @@ from kdengine.losses.logits.logit_mse import LogitMSE
 from kdengine.losses.logits.multi_level import MultiLevel
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.soft_ce import SoftCE
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 
@@ -25,4 +26,5 @@ LOSSES: dict[str, type[Loss]] = {
     "dist": DIST,
     "wsld": WSLD,
     "multi_level": MultiLevel,
+    "soft_ce": SoftCE,
 }

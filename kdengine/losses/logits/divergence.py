@@ -46,6 +46,10 @@ class Divergence(Loss):
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The divergence of each item, ``(B, ...)``, in float32 or wider."""
+        return self.divergences(batch)
+
+    def divergences(self, batch: Batch) -> Tensor:
+        """The same, for a subclass that has more to say of an item."""
         student, teacher = logits_of(batch, self.standardize)
         return kd_loss(
             student,

@@ -67,8 +67,8 @@ class KD(Divergence):
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The divergence of each item, ``(B, ...)``, and its weighted cross-entropy when asked for."""
-        soft = super().per_item(batch)
-        if self.hard_weight is None or not isinstance(soft, Tensor):
+        soft = self.divergences(batch)
+        if self.hard_weight is None:
             return soft
         hard, _ = self._hard(batch, self.hard_weight, "none")
         return {"soft": soft, "hard": hard}
