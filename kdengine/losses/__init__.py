@@ -6,6 +6,7 @@ from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
+from kdengine.losses.logits.hard import Hard
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
@@ -25,6 +26,7 @@ __all__ = [
     "NKD",
     "TVD",
     "WSLD",
+    "Hard",
     "Hint",
     "LogitMSE",
     "MultiLevel",

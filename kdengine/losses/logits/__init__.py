@@ -4,6 +4,7 @@ from kdengine.api import Loss
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
+from kdengine.losses.logits.hard import Hard
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
@@ -27,4 +28,5 @@ LOSSES: dict[str, type[Loss]] = {
     "wsld": WSLD,
     "multi_level": MultiLevel,
     "soft_ce": SoftCE,
+    "hard": Hard,
 }
