@@ -8,6 +8,7 @@ from kdengine.losses.logits.hard import Hard
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.mse import MSE
 from kdengine.losses.logits.multi_level import MultiLevel
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
@@ -29,4 +30,5 @@ LOSSES: dict[str, type[Loss]] = {
     "multi_level": MultiLevel,
     "soft_ce": SoftCE,
     "hard": Hard,
+    "mse": MSE,
 }
