@@ -7,11 +7,15 @@ from kdengine.losses.hints.hint import Hint
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
+from kdengine.losses.logits.hard import Hard
 from kdengine.losses.logits.jsd import JSD
 from kdengine.losses.logits.kd import KD
 from kdengine.losses.logits.logit_mse import LogitMSE
+from kdengine.losses.logits.mse import MSE
+from kdengine.losses.logits.multi_level import MultiLevel
 from kdengine.losses.logits.nkd import NKD
 from kdengine.losses.logits.reverse_kl import ReverseKL
+from kdengine.losses.logits.soft_ce import SoftCE
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 from kdengine.losses.relations.cc import CC
@@ -28,6 +32,7 @@ __all__ = [
     "ICD",
     "JSD",
     "KD",
+    "MSE",
     "NKD",
     "PKT",
     "RKD",
@@ -35,9 +40,12 @@ __all__ = [
     "TVD",
     "WSLD",
     "Attention",
+    "Hard",
     "Hint",
     "LogitMSE",
+    "MultiLevel",
     "ReverseKL",
+    "SoftCE",
 ]
 
 kdengine_hook_version = 1

@@ -10,13 +10,14 @@ from torch import Tensor
 from kdengine.api import Batch, Loss, Scalar
 from kdengine.api.loss import wide
 from kdengine.losses.logits.arguments import not_negative, positive
+from kdengine.losses.logits.standardize import logits_of
 
 
 class DIST(Loss):
     """Pearson correlation of student and teacher, over the classes of an item and over the items of a class.
 
     With p = softmax(s / T), q = softmax(t / T), both ``(N, V)``, and the distance d = 1 - Pearson's correlation, the
-    terms are (Huang et al. 2022, section 3.2 and 3.3)::
+    terms are (Huang et al. 2022, section 3)::
 
         inter = T^2 * beta * 1/N sum_i d(p[i, :], q[i, :])
         intra = T^2 * gamma * 1/V sum_v d(p[:, v], q[:, v])
@@ -36,6 +37,7 @@ class DIST(Loss):
         temperature: T > 0; the paper has 1 for ImageNet and 4 for CIFAR-100.
         beta: weight of ``inter``.
         gamma: weight of ``intra``.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> DIST().terms
@@ -46,8 +48,11 @@ class DIST(Loss):
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
     terms = ("inter", "intra")
 
-    def __init__(self, temperature: Scalar = 1.0, beta: Scalar = 1.0, gamma: Scalar = 1.0) -> None:
+    def __init__(
+        self, temperature: Scalar = 1.0, beta: Scalar = 1.0, gamma: Scalar = 1.0, standardize: bool = False
+    ) -> None:
         super().__init__()
+        self.standardize = standardize
         self.temperature: float = positive("dist", "temperature", temperature)
         self.beta: float = not_negative("dist", "beta", beta)
         self.gamma: float = not_negative("dist", "gamma", gamma)
@@ -55,8 +60,8 @@ class DIST(Loss):
     def value(self, batch: Batch) -> dict[str, Tensor]:
         """Both weighted terms, in float32 or wider."""
         student, teacher = (
-            (wide(output.logits) / self.temperature).softmax(dim=-1).flatten(0, -2)
-            for output in (batch.student, batch.teacher)
+            (wide(logits) / self.temperature).softmax(dim=-1).flatten(0, -2)
+            for logits in logits_of(batch, self.standardize)
         )  # (N, V)
         square = self.temperature**2
         return {

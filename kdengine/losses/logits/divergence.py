@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from kdengine.api import Batch, Loss, Scalar, Weight
 from kdengine.losses.logits.arguments import between, positive
+from kdengine.losses.logits.standardize import logits_of, standardize
 from kdengine.ops import kd_loss
 
 
@@ -20,6 +22,7 @@ class Divergence(Loss):
         temperature: T > 0.
         divergence: D: ``forward_kl``, ``reverse_kl`` or ``jsd``.
         beta: of ``jsd``.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Attributes:
         label: the loss's name, for messages.
@@ -33,17 +36,24 @@ class Divergence(Loss):
         temperature: Scalar,
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl",
         beta: Scalar = 0.5,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         self.temperature: float = positive(self.label, "temperature", temperature)
         self.divergence = divergence
         self.beta: float = between(self.label, "beta", beta)
+        self.standardize = standardize
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The divergence of each item, ``(B, ...)``, in float32 or wider."""
+        return self.divergences(batch)
+
+    def divergences(self, batch: Batch) -> Tensor:
+        """The same, for a subclass that has more to say of an item."""
+        student, teacher = logits_of(batch, self.standardize)
         return kd_loss(
-            batch.student.logits,
-            batch.teacher.logits,
+            student,
+            teacher,
             temperature=self.temperature,
             divergence=self.divergence,
             beta=self.beta,
@@ -52,18 +62,28 @@ class Divergence(Loss):
 
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """One call of the operator, which writes the gradient at its final magnitude."""
-        term, student = self.terms[0], batch.student.logits
+        term, student, teacher = self.terms[0], batch.student.logits, batch.teacher.logits
+        weight = per_row(weights[term], student)
+        if self.standardize:
+            student, teacher = (standardize(live(logits, weight)) for logits in (student, teacher))
         total, soft, _ = kd_loss(
             student,
-            batch.teacher.logits,
+            teacher,
             temperature=self.temperature,
-            soft_weight=per_row(weights[term], student),
+            soft_weight=weight,
             divergence=self.divergence,
             beta=self.beta,
             reduction="sum",
             return_terms=True,
         )
         return total, {term: soft}
+
+
+def live(logits: Tensor, weight: Weight) -> Tensor:
+    """Logits with zeros in the rows of no weight, whose NaN would reach the gradient of what is done to them."""
+    if isinstance(weight, Tensor) and weight.ndim:
+        return torch.where((weight != 0).unsqueeze(-1), logits, 0.0)
+    return logits
 
 
 def per_row(weight: Weight, logits: Tensor) -> Weight:

@@ -11,6 +11,7 @@ from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
 from kdengine.losses.logits.arguments import not_negative, positive
 from kdengine.losses.logits.labels import class_ids, labelled
+from kdengine.losses.logits.standardize import logits_of
 from kdengine.losses.logits.targets import own_classes, split
 from kdengine.ops import kd_loss
 
@@ -33,6 +34,7 @@ class DKD(Loss):
         alpha: weight of the term of the own class.
         beta: weight of the term of the other classes.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> DKD(beta=2.0).terms
@@ -44,9 +46,15 @@ class DKD(Loss):
     needs = Needs(labels=True)
 
     def __init__(
-        self, temperature: Scalar = 4.0, alpha: Scalar = 1.0, beta: Scalar = 8.0, ignore_index: int = -100
+        self,
+        temperature: Scalar = 4.0,
+        alpha: Scalar = 1.0,
+        beta: Scalar = 8.0,
+        ignore_index: int = -100,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
+        self.standardize = standardize
         self.temperature: float = positive("dkd", "temperature", temperature)
         self.alpha: float = not_negative("dkd", "alpha", alpha)
         self.beta: float = not_negative("dkd", "beta", beta)
@@ -59,7 +67,7 @@ class DKD(Loss):
     def per_item(self, batch: Batch) -> dict[str, Tensor]:
         """Both weighted terms of each item, ``(B, ...)``, in float32 or wider."""
         own = own_classes(batch, "dkd", self.ignore_index)
-        student, teacher = (split(wide(output.logits), own) for output in (batch.student, batch.teacher))
+        student, teacher = (split(wide(logits), own) for logits in logits_of(batch, self.standardize))
         of_target = kd_loss(student.binary(self.temperature), teacher.binary(self.temperature), reduction="none")
         of_others = kd_loss(student.others, teacher.others, temperature=self.temperature, reduction="none")
         return {

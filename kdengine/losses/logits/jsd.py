@@ -20,6 +20,7 @@ class JSD(Divergence):
     Args:
         temperature: T > 0.
         beta: the teacher's part in the mixture, strictly between 0 and 1.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> JSD(beta=0.1).beta
@@ -28,5 +29,5 @@ class JSD(Divergence):
 
     label = "jsd"
 
-    def __init__(self, temperature: Scalar = 1.0, beta: Scalar = 0.5) -> None:
-        super().__init__(temperature, "jsd", beta)
+    def __init__(self, temperature: Scalar = 1.0, beta: Scalar = 0.5, standardize: bool = False) -> None:
+        super().__init__(temperature, "jsd", beta, standardize=standardize)

@@ -32,6 +32,8 @@ class KD(Divergence):
         beta: of the generalised Jensen-Shannon divergence.
         label_smoothing: of the hard term.
         ignore_index: label of an unlabelled item, left out of the hard term only.
+        standardize: whether to standardise the soft term's logits first
+            (:func:`~kdengine.losses.logits.standardize.standardize`); the hard term's stay as they are.
 
     Example:
         >>> KD(temperature=4.0, hard_weight=0.1).terms
@@ -48,8 +50,9 @@ class KD(Divergence):
         beta: Scalar = 0.5,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        standardize: bool = False,
     ) -> None:
-        super().__init__(temperature, divergence, beta)
+        super().__init__(temperature, divergence, beta, standardize)
         hard = hard_weight is not None
         self.hard_weight = not_negative("kd", "hard_weight", hard_weight) if hard else None
         self.label_smoothing = fraction("kd", "label_smoothing", label_smoothing)
@@ -67,19 +70,10 @@ class KD(Divergence):
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The divergence of each item, ``(B, ...)``, and its weighted cross-entropy when asked for."""
-        soft = super().per_item(batch)
-        if self.hard_weight is None or not isinstance(soft, Tensor):
+        soft = self.divergences(batch)
+        if self.hard_weight is None:
             return soft
-        hard = kd_loss(
-            batch.student.logits,
-            batch.teacher.logits,
-            labels_of(batch, "kd"),
-            soft_weight=0.0,
-            hard_weight=self.hard_weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction="none",
-        )
+        hard, _ = self._hard(batch, self.hard_weight, "none")
         return {"soft": soft, "hard": hard}
 
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -87,13 +81,18 @@ class KD(Divergence):
         if self.hard_weight is None:
             return super().weighted_sum(batch, weights)
         student = batch.student.logits
+        hard_weight = per_row(weights["hard"], student) * self.hard_weight
+        if self.standardize:  # the terms see different logits
+            total, sums = super().weighted_sum(batch, weights)
+            own, hard = self._hard(batch, hard_weight, "sum")
+            return total + own, {**sums, "hard": hard}
         total, soft, hard = kd_loss(
             student,
             batch.teacher.logits,
             labels_of(batch, "kd"),
             temperature=self.temperature,
             soft_weight=per_row(weights["soft"], student),
-            hard_weight=per_row(weights["hard"], student) * self.hard_weight,
+            hard_weight=hard_weight,
             divergence=self.divergence,
             beta=self.beta,
             label_smoothing=self.label_smoothing,
@@ -102,3 +101,18 @@ class KD(Divergence):
             return_terms=True,
         )
         return total, {"soft": soft, "hard": hard}
+
+    def _hard(self, batch: Batch, weight: Weight, reduction: Literal["none", "sum"]) -> tuple[Tensor, Tensor]:
+        """The hard term alone, and the same detached."""
+        hard, _, detached = kd_loss(
+            batch.student.logits,
+            batch.teacher.logits,
+            labels_of(batch, "kd"),
+            soft_weight=0.0,
+            hard_weight=weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=reduction,
+            return_terms=True,
+        )
+        return hard, detached

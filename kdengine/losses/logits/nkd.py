@@ -10,6 +10,7 @@ from kdengine.api.loss import wide
 from kdengine.losses.logits.arguments import not_negative, positive
 from kdengine.losses.logits.entropy import entropy
 from kdengine.losses.logits.labels import class_ids, labelled
+from kdengine.losses.logits.standardize import logits_of
 from kdengine.losses.logits.targets import own_classes, split
 from kdengine.ops import kd_loss
 
@@ -34,6 +35,7 @@ class NKD(Loss):
         temperature: T > 0, of the other classes.
         gamma: weight of the term of the other classes.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> NKD().terms
@@ -43,8 +45,11 @@ class NKD(Loss):
     terms = ("target", "non_target")
     needs = Needs(labels=True)
 
-    def __init__(self, temperature: Scalar = 1.0, gamma: Scalar = 1.5, ignore_index: int = -100) -> None:
+    def __init__(
+        self, temperature: Scalar = 1.0, gamma: Scalar = 1.5, ignore_index: int = -100, standardize: bool = False
+    ) -> None:
         super().__init__()
+        self.standardize = standardize
         self.temperature: float = positive("nkd", "temperature", temperature)
         self.gamma: float = not_negative("nkd", "gamma", gamma)
         self.ignore_index = ignore_index
@@ -56,7 +61,7 @@ class NKD(Loss):
     def per_item(self, batch: Batch) -> dict[str, Tensor]:
         """Both weighted terms of each item, ``(B, ...)``, in float32 or wider."""
         own = own_classes(batch, "nkd", self.ignore_index)
-        student, teacher = (split(wide(output.logits), own) for output in (batch.student, batch.teacher))
+        student, teacher = (split(wide(logits), own) for logits in logits_of(batch, self.standardize))
         sure = teacher.binary(1.0).softmax(dim=-1)[..., 0]
         log_own = student.binary(1.0).log_softmax(dim=-1)[..., 0]
         divergence = kd_loss(student.others, teacher.others, temperature=self.temperature, reduction="none")

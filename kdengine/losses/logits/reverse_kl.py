@@ -20,6 +20,7 @@ class ReverseKL(Divergence):
 
     Args:
         temperature: T > 0.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> ReverseKL().temperature
@@ -28,5 +29,5 @@ class ReverseKL(Divergence):
 
     label = "reverse_kl"
 
-    def __init__(self, temperature: Scalar = 1.0) -> None:
-        super().__init__(temperature, "reverse_kl")
+    def __init__(self, temperature: Scalar = 1.0, standardize: bool = False) -> None:
+        super().__init__(temperature, "reverse_kl", standardize=standardize)

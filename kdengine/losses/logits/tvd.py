@@ -7,6 +7,7 @@ from torch import Tensor
 from kdengine.api import Batch, Loss, Scalar
 from kdengine.api.loss import wide
 from kdengine.losses.logits.arguments import positive
+from kdengine.losses.logits.standardize import logits_of
 
 
 class TVD(Loss):
@@ -22,6 +23,7 @@ class TVD(Loss):
 
     Args:
         temperature: T > 0.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> TVD().temperature
@@ -30,13 +32,14 @@ class TVD(Loss):
 
     at_equality = "zero"
 
-    def __init__(self, temperature: Scalar = 1.0) -> None:
+    def __init__(self, temperature: Scalar = 1.0, standardize: bool = False) -> None:
         super().__init__()
+        self.standardize = standardize
         self.temperature: float = positive("tvd", "temperature", temperature)
 
     def per_item(self, batch: Batch) -> Tensor:
         """The distance of each item, ``(B, ...)``, in float32 or wider."""
         student, teacher = (
-            (wide(output.logits) / self.temperature).softmax(dim=-1) for output in (batch.student, batch.teacher)
+            (wide(logits) / self.temperature).softmax(dim=-1) for logits in logits_of(batch, self.standardize)
         )
         return self.temperature**2 * 0.5 * (student - teacher).abs().sum(dim=-1)

@@ -11,6 +11,7 @@ from kdengine.api.loss import wide
 from kdengine.losses.logits.arguments import positive
 from kdengine.losses.logits.entropy import entropy
 from kdengine.losses.logits.labels import class_ids, labelled
+from kdengine.losses.logits.standardize import logits_of
 from kdengine.losses.logits.targets import own_classes, split
 from kdengine.ops import kd_loss
 
@@ -18,9 +19,9 @@ from kdengine.ops import kd_loss
 class WSLD(Loss):
     """Soft labels that weigh less where the student already fits the label better than its teacher.
 
-    ``(1 - exp(-L_s / L_t)) * T^2 * -sum_v p_v log q_v`` per item (Zhou et al. 2021, "Rethinking Soft Labels", section
-    4): p = softmax(t / T), q = softmax(s / T), and L_s, L_t are the cross-entropies of student and teacher with the
-    label at temperature 1. The factor is 0 where L_s is, and 1 where only L_t is.
+    ``(1 - exp(-L_s / L_t)) * T^2 * -sum_v p_v log q_v`` per item (Zhou et al. 2021, "Rethinking Soft Labels", the
+    loss of weighted soft labels): p = softmax(t / T), q = softmax(s / T), and L_s, L_t are the cross-entropies of
+    student and teacher with the label at temperature 1. The factor is 0 where L_s is, and 1 where only L_t is.
 
     The factor is a constant for the gradient, as in the published code. So the gradient is not that of the value: a
     student that comes nearer to its teacher and farther from the label may have a larger value than before.
@@ -31,6 +32,7 @@ class WSLD(Loss):
     Args:
         temperature: T > 0.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
 
     Example:
         >>> WSLD().needs.labels
@@ -39,8 +41,9 @@ class WSLD(Loss):
 
     needs = Needs(labels=True)
 
-    def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100) -> None:
+    def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100, standardize: bool = False) -> None:
         super().__init__()
+        self.standardize = standardize
         self.temperature: float = positive("wsld", "temperature", temperature)
         self.ignore_index = ignore_index
 
@@ -51,7 +54,7 @@ class WSLD(Loss):
     def per_item(self, batch: Batch) -> Tensor:
         """The weighted cross-entropy of each item, ``(B, ...)``, in float32 or wider."""
         own = own_classes(batch, "wsld", self.ignore_index)
-        student, teacher = wide(batch.student.logits), wide(batch.teacher.logits)
+        student, teacher = (wide(logits) for logits in logits_of(batch, self.standardize))
         divergence = kd_loss(student, teacher, temperature=self.temperature, reduction="none")
         soft = divergence + self.temperature**2 * entropy(teacher, self.temperature)
         weight = soft_label_weight(student, teacher, own)

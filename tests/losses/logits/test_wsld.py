@@ -26,15 +26,15 @@ def parts(student, teacher, own, temperature):
     return 1 - math.exp(-of_student / of_teacher), temperature**2 * soft
 
 
-def of_a_sure_teacher(shape):
+def of_a_sure_teacher(shape, classes=5, by=60):
     """A sampler for the kit: its finite differences see the factor, which is constant (1) where the teacher is sure."""
 
     def sample(size, generator):
         labels = torch.randint(1, 5, (size, *shape), generator=generator)
         labels[1::4] = -100
-        student, teacher = (torch.randn(size, *shape, 5, generator=generator).double() for _ in range(2))
-        sure = torch.nn.functional.one_hot(labels.clamp(min=0), 5)
-        return batch_of(student, teacher + 60 * sure, labels)
+        student, teacher = (torch.randn(size, *shape, classes, generator=generator).double() for _ in range(2))
+        sure = torch.nn.functional.one_hot(labels.clamp(min=0), classes)
+        return batch_of(student, teacher + by * sure, labels)
 
     return sample
 
