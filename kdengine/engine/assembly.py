@@ -50,20 +50,23 @@ def make_models(
         labels = [label for label, loss in losses.items() if loss.needs.teacher]
         raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
     _check_evolution(source, losses)
-    guard, teacher_features, modules = None, None, []
+    guard, teacher, teacher_features = None, None, None
     if source is not None:
+        source.find_logits = find_logits
+        source.prepare(student)
         source.place(runtime.device)
         modules = source.modules()
+        teacher = nn.ModuleList(modules) if len(modules) > 1 else next(iter(modules), None)
         guard = None if source.evolving or not modules else FrozenGuard(modules, student)
         if paths := [path for need in needs for path in need.teacher_features]:
-            if not (modules and source.gives_features):
+            if teacher is None or not source.gives_features:
                 raise ConfigurationError(f"features {paths} were asked of a teacher without live modules (a cache)")
-            teacher_features = Capture(modules[0], paths, "teacher")
+            teacher_features = Capture(teacher, paths, "teacher")
     paths = [path for need in needs for path in need.student_features]
     return Models(
         student=student,
         source=source,
-        teacher=modules[0] if modules else None,
+        teacher=teacher,
         guard=guard,
         student_features=Capture(student, paths, "student") if paths else None,
         teacher_features=teacher_features,
@@ -134,7 +137,7 @@ def set_up_losses(
     if not waiting:
         return
     batch = place(example(), runtime.device)
-    with attached(models), evaluation_mode(models.student), random.preserved(), torch.no_grad():
+    with attached(models), evaluation_mode(*models.moving), random.preserved(), torch.no_grad():
         run_pair(models, precision, batch)
     for loss in waiting:
         if isinstance(name := loss.projector, str):
@@ -160,11 +163,11 @@ def make_strategy(
         from kdengine.engine import fsdp
 
         fsdp.shard(models.student)
-        if models.average is not None:
-            fsdp.shard(models.average.module)
+        for module in (*models.evolving, *([] if models.average is None else [models.average.module])):
+            fsdp.shard(module)
         return fsdp.Sharded(models.student, objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
-    return Replicated(models.student, objective.modules, unused=unused)
+    return Replicated(models.student, objective.modules, models.evolving, unused=unused)
 
 
 def _leaves_out(

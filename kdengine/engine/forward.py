@@ -23,7 +23,8 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     with nullcontext() if source.evolving else torch.no_grad():
         output = precision.run_model(source.forward, batch)
     captured = None if models.teacher_features is None else _captured(models.teacher_features, features)
-    return Output(output, models.find_logits(output), captured, models.teacher)
+    logits = output if source.gives_logits else models.find_logits(output)
+    return Output(output, logits, captured, models.teacher)
 
 
 def run_pair(models: Models, precision: Precision, batch: Batch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.api.batch import Batch, first_tensor
 from kdengine.api.processes import join
+from kdengine.api.teacher import FrozenModel
 from kdengine.engine.batching import call_model, move
 from kdengine.engine.shards import local
+from kdengine.host import Host
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class LiveTeacher(TeacherSource):
+class LiveTeacher(FrozenModel):
     """A module that runs beside the student, frozen.
 
     Args:
@@ -46,17 +48,13 @@ class LiveTeacher(TeacherSource):
     ) -> None:
         if shard and device is not None:
             raise ConfigurationError("a sharded teacher runs on the device of its process: leave device out")
-        self.module = module
+        super().__init__(module)
         self.device = None if device is None else torch.device(device)
         self.dtype = dtype
         self.transform = transform
         self.compile = compile
         self.shard = shard
         self.mesh = mesh
-
-    def modules(self) -> list[nn.Module]:
-        """The module itself."""
-        return [self.module]
 
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it."""
@@ -91,14 +89,20 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value
 
 
-def as_source(teacher: nn.Module | TeacherSource | None) -> TeacherSource | None:
-    """A module becomes a :class:`LiveTeacher`; a source and None stay as they are."""
+TeacherLike: TypeAlias = nn.Module | TeacherSource | Sequence[nn.Module | TeacherSource]
+
+
+def as_source(teacher: TeacherLike | None, host: Host) -> TeacherSource | None:
+    """A module becomes a :class:`LiveTeacher`, several teachers an ensemble; a source and None stay as they are."""
     if teacher is None or isinstance(teacher, TeacherSource):
         return teacher
+    if isinstance(teacher, list | tuple | nn.ModuleList):
+        ensemble: TeacherSource = host.component("teachers", "builtin:ensemble").load()(list(teacher))
+        return ensemble
     if isinstance(teacher, nn.Module):
         return LiveTeacher(teacher)
     raise ConfigurationError(
-        f"teacher must be an nn.Module, a kdengine.TeacherSource or None, got {type(teacher).__name__}"
+        f"teacher must be an nn.Module, a kdengine.TeacherSource, a list of these or None, got {type(teacher).__name__}"
     )
 
 

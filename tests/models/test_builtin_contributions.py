@@ -17,6 +17,7 @@ from kdengine.api.transform import BatchTransform
 
 PACKAGES = ("schedules", "metrics", "models", "data", "loggers", "optimizers", "projectors")
 EXAMPLES = {
+    "cifar_resnet": {"depth": 8, "widths": [4, 4, 8, 16]},
     "constant": {"value": 1.0},
     "linear": {"start": 1.0, "end": 0.0},
     "cosine": {"start": 1.0, "end": 0.0},

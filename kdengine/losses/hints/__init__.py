@@ -1,6 +1,7 @@
 """Losses on features inside the models."""
 
 from kdengine.api import Loss
+from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.hint import Hint
 
-LOSSES: dict[str, type[Loss]] = {"hint": Hint}
+LOSSES: dict[str, type[Loss]] = {"hint": Hint, "attention": Attention}

@@ -16,6 +16,9 @@ class Hint(Loss):
     ``1/2 || u_h(x) - r(v_g(x)) ||^2`` (Romero et al. 2015, equation 3), with the square averaged over the feature's
     elements; r is the regressor, trained with the student and left out of its export.
 
+    References:
+        Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, equation 3; arXiv:1412.6550
+
     Args:
         student: path of the student's module.
         teacher: path of the teacher's module.
