@@ -26,13 +26,13 @@ Terms = Mapping[str, tuple[Tensor, Tensor]]
 def classes(case: Case, trial: Trial) -> None:
     """As many classes again, of a very low logit and masked by -inf.
 
-    A term is on softmax probabilities if it does not see how low the logits of such classes are, nor a shift of all
-    logits of an item: so an error of logits, a term on sigmoids and standardised logits are left alone.
+    A term is on softmax probabilities if it sees neither how low the logits of such classes are nor a shift of all
+    logits of an item. So an error of logits, a term on sigmoids and standardised logits are left alone.
     """
     if not case.item_scope or not case.construct().needs.logits or not case.construct().needs.teacher:
         trial.skip("it is no loss of scope 'item' between logits")
     plain, low = _terms(case, None), _terms(case, _pad(NEVER, NEVER))
-    lower = _terms(case, _pad(2 * NEVER, 1.5 * NEVER, shift=1.0))
+    lower = _terms(case, _pad(2 * NEVER, 3 * NEVER, spread=True))
     concerned = [term for term in low if plain[term][1].any() and _agree(low[term], lower[term])]
     if not concerned:
         trial.skip("no term is on softmax probabilities: each sees how low a logit without probability is")
@@ -70,11 +70,17 @@ def _terms(case: Case, pad: Callable[[Batch], Batch] | None) -> Terms:
         }
 
 
-def _pad(student: float, teacher: float, shift: float = 0.0) -> Callable[[Batch], Batch]:
-    """Add as many classes as there are, with these logits, and shift all logits of an item."""
+def _pad(student: float, teacher: float, *, spread: bool = False) -> Callable[[Batch], Batch]:
+    """Add as many classes as there are, with these logits.
+
+    Args:
+        student: logit of the new classes.
+        teacher: likewise.
+        spread: whether they differ, opposite ways in student and teacher, and all logits of an item are shifted.
+    """
 
     def widen(batch: Batch) -> Batch:
-        labels = batch.labels
+        labels, shift = batch.labels, 1.0 if spread else 0.0
         wide = change(batch, lambda tensor: tensor, _append(student, shift), _append(teacher, -2 * shift))
         if labels is not None and labels.is_floating_point() and labels.shape == batch.student.logits.shape:
             wide.labels = _append(0.0)(labels)
@@ -84,4 +90,11 @@ def _pad(student: float, teacher: float, shift: float = 0.0) -> Callable[[Batch]
 
 
 def _append(value: float, shift: float = 0.0) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: torch.cat([tensor + shift, torch.full_like(tensor, value)], dim=-1)
+    def append(tensor: Tensor) -> Tensor:
+        new = torch.full_like(tensor, value)
+        if shift:
+            steps = torch.arange(tensor.shape[-1], dtype=tensor.dtype) / tensor.shape[-1]
+            new = new * (1 + (steps if shift > 0 else 1 - steps))
+        return torch.cat([tensor + shift, new], dim=-1)
+
+    return append
