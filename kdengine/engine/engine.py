@@ -40,6 +40,7 @@ from kdengine.engine.assembly import (
     trainable,
     waits_for_metric,
 )
+from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import measure
 from kdengine.engine.feed import Feed
@@ -342,7 +343,7 @@ class Engine:
         objective.place(self.runtime.device, next(self.student.parameters()).dtype)
         set_up_losses(objective, models, precision, self.runtime, self.host, example)
         if self.compile:
-            compile_student(self.student)
+            compile_in_place(self.student)
         self._built = models, objective, precision
         return self._built
 
@@ -477,11 +478,3 @@ class Engine:
             runtime=self.runtime,
             to_batch=self._to_batch,
         )
-
-
-def compile_student(student: nn.Module) -> None:
-    """Compile in place, with guards on hooks so that a feature hook set later is not compiled away."""
-    import torch._dynamo
-
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-    student.compile()

@@ -31,6 +31,9 @@ class MultiLevel(Loss):
 
     Items of dense logits ``(B, ..., V)`` are all their rows: memory grows with the square of their number.
 
+    References:
+        Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, sections 3.2 and 3.3
+
     Args:
         temperatures: each T > 0.
         standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`),
