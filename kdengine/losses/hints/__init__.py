@@ -2,7 +2,8 @@
 
 from kdengine.api import Loss
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
 
-LOSSES: dict[str, type[Loss]] = {"hint": Hint, "attention": Attention, "nst": NST}
+LOSSES: dict[str, type[Loss]] = {"hint": Hint, "attention": Attention, "nst": NST, "fsp": FSP}
