@@ -5,5 +5,6 @@ from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
+from kdengine.losses.hints.ofd import OFD
 
-LOSSES: dict[str, type[Loss]] = {"hint": Hint, "attention": Attention, "nst": NST, "fsp": FSP}
+LOSSES: dict[str, type[Loss]] = {"hint": Hint, "attention": Attention, "nst": NST, "fsp": FSP, "ofd": OFD}
