@@ -85,7 +85,7 @@ def test_the_value_is_the_partial_squared_distance_to_the_margin_relu(norm):
                 total += 0.0 if s <= target <= 0 else (s - target) ** 2
         totals.append(total)
     found = loss.value(batch) if norm == "batch" else loss.per_item(batch)
-    expected = torch.tensor(sum(totals) / 4 if norm == "batch" else totals).double()
+    expected = torch.tensor(sum(totals) / 4 if norm == "batch" else totals, dtype=torch.float64)
     torch.testing.assert_close(found.detach(), expected, rtol=1e-6, atol=0.0)
 
 
