@@ -3,6 +3,8 @@
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.hint import Hint
+from kdengine.losses.logits.bce import BCE
+from kdengine.losses.logits.binary_kl import BinaryKL
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
@@ -19,6 +21,7 @@ from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 
 __all__ = [
+    "BCE",
     "CE",
     "DIST",
     "DKD",
@@ -28,6 +31,7 @@ __all__ = [
     "NKD",
     "TVD",
     "WSLD",
+    "BinaryKL",
     "Hard",
     "Hint",
     "LogitMSE",
