@@ -8,6 +8,8 @@ from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
 from kdengine.losses.hints.ofd import OFD
 from kdengine.losses.hints.vid import VID
+from kdengine.losses.logits.bce import BCE
+from kdengine.losses.logits.binary_kl import BinaryKL
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
@@ -29,6 +31,7 @@ from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
 __all__ = [
+    "BCE",
     "CC",
     "CE",
     "DIST",
@@ -48,6 +51,7 @@ __all__ = [
     "VID",
     "WSLD",
     "Attention",
+    "BinaryKL",
     "Hard",
     "Hint",
     "LogitMSE",
