@@ -22,6 +22,10 @@ class BCE(Loss):
     zero, is where the student gives what its teacher gives. Labels that both mask (-inf) are left out, and V counts the
     others.
 
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2, for each label;
+        arXiv:1503.02531
+
     Args:
         temperature: T > 0.
 

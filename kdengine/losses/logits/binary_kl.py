@@ -19,6 +19,9 @@ class BinaryKL(Loss):
     multi-label logits distillation of Yang et al. 2023 ("Multi-Label Knowledge Distillation", the loss L_MLD: one
     against all, summed over labels), which has T = 1; T^2 as for ``kd``. A label that both mask (-inf) costs nothing.
 
+    References:
+        Yang et al., "Multi-Label Knowledge Distillation", ICCV 2023, section 3; arXiv:2308.06453
+
     Args:
         temperature: T > 0.
 
