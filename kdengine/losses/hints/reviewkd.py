@@ -35,10 +35,10 @@ class ReviewKD(PairwiseLoss):
 
         HCL = (D_0 + D_4 / 2 + D_2 / 4 + D_1 / 8) / (1 + 1/2 + 1/4 + 1/8)
 
-    of which levels that are not smaller than the map are left out; those that are left have the weights 1/2, 1/4, ... in
-    their order. Each item's value is the sum over pairs. The paper gives no reduction; formulas and means are those of
-    the published code, whose weights on CIFAR-100 are from 0.6 to 8, mostly 5, after a linear rise over 20 epochs. It
-    takes the teacher's features before the activation.
+    of which levels that are not smaller than the map are left out; those that are left have the weights 1/2, 1/4, ...
+    in their order. Each item's value is the sum over pairs. The paper gives no reduction; formulas and means are those
+    of the published code, whose weights on CIFAR-100 are from 0.6 to 8, mostly 5, after a linear rise over 20 epochs.
+    It takes the teacher's features before the activation.
 
     Batch normalization makes the value depend on the whole batch; with another ``norm`` the scope is ``"item"``.
 
