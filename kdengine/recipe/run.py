@@ -131,7 +131,7 @@ def rehearse(plan: Plan, data: Data) -> None:
 def try_batch(fit: Fit) -> None:
     """Run a few items through the models, to see that what the losses compare has the same classes."""
     models, batch = fit.models, place(fit.feed.example(), fit.runtime.device)
-    with attached(models), evaluation_mode(models.student):
+    with attached(models), evaluation_mode(*models.moving):
         run_pair(models, fit.precision, batch)
         check_outputs(fit, batch)
 

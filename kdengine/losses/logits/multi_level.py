@@ -1,0 +1,75 @@
+"""Predictions matched at the levels of instance, batch and class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kdengine.api import Batch, ConfigurationError, Loss
+from kdengine.api.loss import wide
+from kdengine.losses.logits.arguments import positive
+from kdengine.losses.logits.standardize import logits_of
+from kdengine.ops import kd_loss
+
+
+class MultiLevel(Loss):
+    """Multi-level logit distillation: predictions, how items relate and how classes relate, at several temperatures.
+
+    With p = softmax(s / T), q = softmax(t / T), both ``(N, V)``, and summed over the temperatures ("prediction
+    augmentation"), the terms are (Jin et al. 2023, section 3)::
+
+        instance = T^2 * 1/N sum_i KL(q_i || p_i)
+        batch    = T^2 * 1/N || p p^T - q q^T ||_F^2
+        class    = T^2 * 1/V || p^T p - q^T q ||_F^2
+
+    T^2 is that of every loss with a temperature here; the published code has it in ``instance`` only. That code also
+    trains on a second, strongly augmented view, and weighs by the teacher's confidence; neither is done here.
+    ``class`` is not divided by N and grows with its square.
+
+    Items of dense logits ``(B, ..., V)`` are all their rows: memory grows with the square of their number.
+
+    References:
+        Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, sections 3.2 and 3.3
+
+    Args:
+        temperatures: each T > 0.
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`),
+            for all three levels.
+
+    Example:
+        >>> MultiLevel().terms
+        ('instance', 'batch', 'class')
+    """
+
+    scope = "batch"
+    at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
+    terms = ("instance", "batch", "class")
+
+    def __init__(self, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0), standardize: bool = False) -> None:
+        super().__init__()
+        if not isinstance(temperatures, list | tuple) or not temperatures:
+            raise ConfigurationError(
+                f"the loss multi_level needs temperatures as a list with at least one number, got {temperatures!r}"
+            )
+        self.temperatures = tuple(float(positive("multi_level", "temperature", each)) for each in temperatures)
+        self.standardize = standardize
+
+    def value(self, batch: Batch) -> dict[str, Tensor]:
+        """The three terms, in float32 or wider."""
+        student, teacher = (wide(logits).flatten(0, -2) for logits in logits_of(batch, self.standardize))  # (N, V)
+        levels = [self._levels(student, teacher, temperature) for temperature in self.temperatures]
+        return {
+            term: torch.stack(values).sum() for term, values in zip(self.terms, zip(*levels, strict=True), strict=True)
+        }
+
+    def _levels(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        p, q = ((logits / temperature).softmax(dim=-1) for logits in (student, teacher))
+        square = temperature**2
+        return (
+            kd_loss(student, teacher, temperature=temperature),
+            square * (p @ p.t() - q @ q.t()).square().sum() / len(p),
+            square * (p.t() @ p - q.t() @ q).square().sum() / p.shape[-1],
+        )
