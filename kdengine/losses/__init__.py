@@ -7,6 +7,7 @@ from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
 from kdengine.losses.hints.ofd import OFD
+from kdengine.losses.hints.reviewkd import ReviewKD
 from kdengine.losses.hints.vid import VID
 from kdengine.losses.logits.bce import BCE
 from kdengine.losses.logits.binary_kl import BinaryKL
@@ -57,6 +58,7 @@ __all__ = [
     "LogitMSE",
     "MultiLevel",
     "ReverseKL",
+    "ReviewKD",
     "SoftCE",
 ]
 
