@@ -164,7 +164,7 @@ def make_strategy(
             fsdp.shard(models.average.module)
         return fsdp.Sharded(models.student, objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
-    return Replicated(models.student, objective.modules, unused=unused)
+    return Replicated(models.student, objective.modules, unused=unused, remembering=objective.remembering)
 
 
 def _leaves_out(

@@ -218,6 +218,8 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
         fit.models.average.update_parameters(fit.models.student)
     if fit.models.source is not None and fit.models.source.evolving:
         fit.models.source.update(fit.models.student)
+    if fit.objective.remembering:
+        fit.objective.end_step()
     if report is not None:
         take_report(fit, report)
     fit.position.step += 1
