@@ -38,6 +38,7 @@ from kdengine.losses import (
     LogitMSE,
     MultiLevel,
     ReverseKL,
+    ReviewKD,
     SoftCE,
     kdengine_losses,
 )
@@ -94,7 +95,7 @@ LOGITS = {
     "nkd": OfLogits(lambda: NKD(2.0), lambda s, t, y: logits.nkd(s, t, y, 2.0, 1.5)),
     "dist": OfLogits(lambda: DIST(4.0, beta=2.0), lambda s, t, _: logits.dist(s, t, 4.0, 2.0, 1.0)),
     "wsld": OfLogits(WSLD, lambda s, t, y: (logits.wsld(s, t, y, 2.0),)),
-    "multi_level": OfLogits(lambda: MultiLevel([1.0]), lambda s, t, _: logits.multi_level(s, t, [1.0])),
+    "multi_level": OfLogits(lambda: MultiLevel([2.0, 3.0]), lambda s, t, _: logits.multi_level(s, t, [2.0, 3.0])),
     "soft_ce": OfLogits(SoftCE, lambda s, t, _: (logits.soft_ce(s, t, 4.0),)),
     "hard": OfLogits(Hard, lambda s, t, _: (logits.hard(s, t),)),
     "mse": OfLogits(MSE, lambda s, t, _: (logits.mse(s, t),)),
@@ -140,6 +141,12 @@ FEATURES = {
         lambda loss, s, t: (hints.vid_code(loss.learned[0].mean(s[0]), t[0], loss.learned[0].alpha, 1e-5),),
         teacher=((5, 4, 4),),
     ),
+    "reviewkd": OfFeatures(
+        lambda: ReviewKD(["0", "1"], ["0", "1"], norm="none"),
+        lambda loss, s, t: tuple(hints.hcl(*maps) for maps in zip(reviewed(loss, s), t, strict=True)),
+        student=((3, 8, 8), (4, 4, 4)),
+        teacher=((5, 8, 8), (6, 4, 4)),
+    ),
     "icd": OfFeatures(lambda: ICD("0", "0", batch_norm=False), lambda _, s, t: (relations.icd(s[0], t[0]),)),
     "icd normalized": OfFeatures(
         lambda: ICD("0", "0", normalize=True, batch_norm=False), lambda _, s, t: (relations.icd_code(s[0], t[0]),)
@@ -153,6 +160,13 @@ FEATURES = {
         teacher=((7,),),
     ),
 }
+
+
+def reviewed(loss: Any, students: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the fusions of two levels give, from the deeper one to the shallower one."""
+    shallow, deep = loss.learned
+    second, handed_on = deep(students[1], None, torch.Size((4, 4)))
+    return shallow(students[0], handed_on, torch.Size((8, 8)))[0], second
 
 
 def normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
