@@ -17,6 +17,7 @@ POSITIONAL = {"datasets": 1, "optimizers": 1, "teachers": 1}
 """How many arguments the engine gives by position."""
 
 SUPPLIED = {
+    "losses": ("items",),
     "models": ("classes", "input_shape"),
     "transforms": ("classes", "input_shape"),
     "projectors": ("student_shape", "teacher_shape"),

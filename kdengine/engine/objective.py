@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
-from kdengine.api.errors import nearest
+from kdengine.api.errors import LossError, nearest, of_loss
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -29,6 +29,7 @@ class Objective:
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
         term_weights: the current weight of each term, in the same order.
+        remembering: the losses with a memory, which is written at the end of a step.
     """
 
     def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule]) -> None:
@@ -48,6 +49,7 @@ class Objective:
         self.weights: dict[str, float] = {}
         self.schedules: dict[str, Schedule] = {}
         self._items = list(losses.items())
+        self.remembering = {label: loss for label, loss in losses.items() if type(loss).end_step is not Loss.end_step}
         self.place(torch.device("cpu"), torch.float32)
         for label in losses:
             self._set_weight(label, weights.get(label, 1.0))
@@ -91,15 +93,24 @@ class Objective:
             values.update({f"{label}.{name}": getattr(loss, name) for name in loss.schedules})
         return values
 
+    def end_step(self) -> None:
+        """Let losses write down what they remember of the step's items."""
+        for loss in self.remembering.values():
+            loss.end_step()
+
     def masks(self, batch: Batch) -> list[Tensor | None]:
         """Which items count for each term, from inputs and labels only."""
         masks: list[Tensor | None] = []
-        for _, loss in self._items:
-            valid = loss.valid(batch)
+        for label, loss in self._items:
+            try:
+                valid = loss.valid(batch)
+            except ConfigurationError as error:
+                raise of_loss(error, label) from error
             if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
-                raise ConfigurationError(
+                raise LossError(
                     f"{type(loss).__name__}.valid returned {describe(valid)}; a loss of scope 'batch' compares whole "
-                    "items, so expected None or one bool tensor (B,) for all its terms"
+                    "items, so expected None or one bool tensor (B,) for all its terms",
+                    label,
                 )
             for term in loss.terms:
                 mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
@@ -146,7 +157,10 @@ class Objective:
                 else:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
             seen = batch if loss.scope == "item" else counted(batch, masks[position])
-            part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
+            try:
+                part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
+            except ConfigurationError as error:
+                raise of_loss(error, label) from error
             total = part if total is None else total + part
             for term in loss.terms:
                 shares.append(sums[term])

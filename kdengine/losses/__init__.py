@@ -3,7 +3,14 @@
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
+from kdengine.losses.hints.nst import NST
+from kdengine.losses.hints.ofd import OFD
+from kdengine.losses.hints.reviewkd import ReviewKD
+from kdengine.losses.hints.vid import VID
+from kdengine.losses.logits.bce import BCE
+from kdengine.losses.logits.binary_kl import BinaryKL
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
@@ -25,26 +32,33 @@ from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
 __all__ = [
+    "BCE",
     "CC",
     "CE",
     "DIST",
     "DKD",
+    "FSP",
     "ICD",
     "JSD",
     "KD",
     "MSE",
     "NKD",
+    "NST",
+    "OFD",
     "PKT",
     "RKD",
     "SP",
     "TVD",
+    "VID",
     "WSLD",
     "Attention",
+    "BinaryKL",
     "Hard",
     "Hint",
     "LogitMSE",
     "MultiLevel",
     "ReverseKL",
+    "ReviewKD",
     "SoftCE",
 ]
 

@@ -79,7 +79,7 @@ def make_engine(
     recipe, train = plan.recipe, plan.recipe.train
     metrics = plan.own_metrics if teacher is None else plan.metrics
     watched = metrics.get(recipe.evaluate.monitor or next(iter(metrics), ""))
-    losses = {label: bound() for label, bound in plan.losses.items()}
+    losses = {label: bound(items=len(data.train)) for label, bound in plan.losses.items()}
     weights = {
         label: weight() if isinstance(weight, MakeSchedule) else weight for label, weight in plan.weights.items()
     }

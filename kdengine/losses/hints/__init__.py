@@ -2,6 +2,19 @@
 
 from kdengine.api import Loss
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
+from kdengine.losses.hints.nst import NST
+from kdengine.losses.hints.ofd import OFD
+from kdengine.losses.hints.reviewkd import ReviewKD
+from kdengine.losses.hints.vid import VID
 
-LOSSES: dict[str, type[Loss]] = {"hint": Hint, "attention": Attention}
+LOSSES: dict[str, type[Loss]] = {
+    "hint": Hint,
+    "attention": Attention,
+    "nst": NST,
+    "fsp": FSP,
+    "ofd": OFD,
+    "vid": VID,
+    "reviewkd": ReviewKD,
+}

@@ -1,6 +1,8 @@
 """Losses on the outputs of the models."""
 
 from kdengine.api import Loss
+from kdengine.losses.logits.bce import BCE
+from kdengine.losses.logits.binary_kl import BinaryKL
 from kdengine.losses.logits.ce import CE
 from kdengine.losses.logits.dist import DIST
 from kdengine.losses.logits.dkd import DKD
@@ -31,4 +33,6 @@ LOSSES: dict[str, type[Loss]] = {
     "soft_ce": SoftCE,
     "hard": Hard,
     "mse": MSE,
+    "bce": BCE,
+    "binary_kl": BinaryKL,
 }

@@ -20,6 +20,10 @@ class Hard(Loss):
     classes the first one counts. Computed by :func:`kdengine.ops.kd_loss`. Where the student gives what its teacher
     gives it still sharpens the student, so nothing is claimed there.
 
+    References:
+        Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021,
+        equation 3; arXiv:2012.12877
+
     Args:
         label_smoothing: e, from 0 to 1, of the teacher's decision: ``(1 - e) onehot + e / V``. Classes that the student
             masks then cost +inf.

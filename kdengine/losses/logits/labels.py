@@ -15,7 +15,10 @@ def labels_of(batch: Batch, loss: str) -> Tensor:
         ConfigurationError: there are none.
     """
     if batch.labels is None:
-        raise ConfigurationError(f"the loss {loss} needs labels, but the loader gives none")
+        raise ConfigurationError(
+            f"the loss {loss} needs labels, but the loader gives none; "
+            "expected (input, labels) or a mapping with 'labels'"
+        )
     return batch.labels
 
 

@@ -19,6 +19,9 @@ class MSE(Loss):
     Raises:
         ConfigurationError: the outputs have different shapes, when it is computed.
 
+    References:
+        Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, equation 1; arXiv:1312.6184
+
     Example:
         >>> MSE().at_equality
         'zero'

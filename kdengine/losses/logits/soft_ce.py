@@ -22,6 +22,9 @@ class SoftCE(Divergence):
     those of ``kd``, and the value is at its minimum, not zero, where the student gives what its teacher gives. Computed
     by :func:`kdengine.ops.kd_loss`.
 
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; arXiv:1503.02531
+
     Args:
         temperature: T > 0.
         standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).

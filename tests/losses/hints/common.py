@@ -14,16 +14,16 @@ def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def on_features(student, teacher, **models):
-    """A batch with these features: a tensor at the path ``hidden``, or several by path."""
+def on_features(student, teacher, model=None):
+    """A batch with these features: a tensor at the path ``hidden``, or several by path; and the teacher's module."""
     student, teacher = (value if isinstance(value, dict) else {"hidden": value} for value in (student, teacher))
     batch = Batch(torch.zeros(len(next(iter(student.values()))), 1))
-    batch.student = Output(None, None, student, models.get("student"))
-    batch.teacher = Output(None, None, teacher, models.get("teacher"))
+    batch.student = Output(None, None, student)
+    batch.teacher = Output(None, None, teacher, model)
     return batch
 
 
-def features(student, teacher, **models):
+def features(student, teacher, model=None):
     """A sampler for the kit, with features of these shapes: one at ``hidden``, or several by path."""
 
     def sample(size, generator):
@@ -31,7 +31,7 @@ def features(student, teacher, **models):
             named = shapes if isinstance(shapes, dict) else {"hidden": shapes}
             return {k: torch.randn(size, *v, generator=generator, dtype=torch.float64) for k, v in named.items()}
 
-        return on_features(make(student), make(teacher), **models)
+        return on_features(make(student), make(teacher), model)
 
     return sample
 
@@ -64,28 +64,28 @@ def prepared(loss, batch):
     return loss.to(next(iter(batch.student.features.values())).dtype)
 
 
-def value_and_gradients(loss, student, teacher, dtype=torch.float64, **models):
+def value_and_gradients(loss, student, teacher, dtype=torch.float64, model=None, weight=1.0):
     """The sum of all items and terms, and its gradient by the student's features and the loss's parameters."""
     wide = torch.promote_types(dtype, torch.float32)
-    loss = prepared(loss, on_features(student.to(wide), teacher.to(wide), **models))
+    loss = prepared(loss, on_features(student.to(wide), teacher.to(wide), model))
     student = student.to(dtype).requires_grad_()
-    batch = on_features(student, teacher.to(dtype), **models)
+    batch = on_features(student, teacher.to(dtype), model)
     values = loss.per_item(batch) if loss.scope == "item" else loss.value(batch)
     values = list(values.values()) if isinstance(values, dict) else [values]
-    total = sum(value.sum() for value in values)
+    total = weight * sum(value.sum() for value in values)
     leaves = [student, *loss.parameters()]
     found = torch.autograd.grad(total, leaves, allow_unused=True)
     return total.detach(), [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
 
 
-def assert_finite_where_awkward(loss, student=(3, 2, 4, 4), teacher=(3, 2, 4, 4), **models):
+def assert_finite_where_awkward(loss, student=(3, 2, 4, 4), teacher=(3, 2, 4, 4), **options):
     """Value and gradient are finite for every awkward feature of either model or both, in three precisions.
 
     Args:
         loss: makes the loss.
         student: shape of the student's feature.
         teacher: shape of the teacher's feature.
-        models: the modules behind the outputs.
+        options: the teacher's module, and the weight that the loss is meant for.
     """
     for name, awkward in AWKWARD.items():
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -95,7 +95,7 @@ def assert_finite_where_awkward(loss, student=(3, 2, 4, 4), teacher=(3, 2, 4, 4)
                 (ordinary[0], awkward(teacher)),
                 (awkward(student), awkward(teacher)),
             ):
-                value, gradients = value_and_gradients(loss(), *pair, dtype=dtype, **models)
+                value, gradients = value_and_gradients(loss(), *pair, dtype=dtype, **options)
                 assert value.isfinite(), (name, dtype)
                 assert all(gradient.isfinite().all() for gradient in gradients), (name, dtype)
 
