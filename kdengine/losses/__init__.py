@@ -3,6 +3,7 @@
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.cosine import Cosine
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -53,6 +54,7 @@ __all__ = [
     "WSLD",
     "Attention",
     "BinaryKL",
+    "Cosine",
     "Hard",
     "Hint",
     "LogitMSE",

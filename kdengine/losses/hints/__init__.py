@@ -2,6 +2,7 @@
 
 from kdengine.api import Loss
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.cosine import Cosine
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -17,4 +18,5 @@ LOSSES: dict[str, type[Loss]] = {
     "ofd": OFD,
     "vid": VID,
     "reviewkd": ReviewKD,
+    "cosine": Cosine,
 }
