@@ -1,6 +1,7 @@
 """Losses on features inside the models."""
 
 from kdengine.api import Loss
+from kdengine.losses.hints.ab import AB
 from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.cosine import Cosine
 from kdengine.losses.hints.fsp import FSP
@@ -19,4 +20,5 @@ LOSSES: dict[str, type[Loss]] = {
     "vid": VID,
     "reviewkd": ReviewKD,
     "cosine": Cosine,
+    "ab": AB,
 }
