@@ -5,6 +5,7 @@ from kdengine.losses import hints, logits, relations
 from kdengine.losses.hints.ab import AB
 from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.cosine import Cosine
+from kdengine.losses.hints.factor import Factor
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -57,6 +58,7 @@ __all__ = [
     "Attention",
     "BinaryKL",
     "Cosine",
+    "Factor",
     "Hard",
     "Hint",
     "LogitMSE",

@@ -4,6 +4,7 @@ from kdengine.api import Loss
 from kdengine.losses.hints.ab import AB
 from kdengine.losses.hints.attention import Attention
 from kdengine.losses.hints.cosine import Cosine
+from kdengine.losses.hints.factor import Factor
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -21,4 +22,5 @@ LOSSES: dict[str, type[Loss]] = {
     "reviewkd": ReviewKD,
     "cosine": Cosine,
     "ab": AB,
+    "factor": Factor,
 }

@@ -84,7 +84,8 @@ def assert_gradient(loss, student, teacher, model=None):
     loss = prepared(loss, batch)
 
     def total(*_):
-        return (loss.per_item(batch) if loss.scope == "item" else loss.value(batch)).sum()
+        values = loss.per_item(batch) if loss.scope == "item" else loss.value(batch)
+        return sum(value.sum() for value in (values.values() if isinstance(values, dict) else [values]))
 
     torch.autograd.gradcheck(total, [student.requires_grad_(), *loss.parameters()], fast_mode=True)
 
@@ -144,6 +145,6 @@ def fit(losses, epochs=8, width=4, lr=0.05, items=32, **options):
         return engine.fit(kdengine.loader(data, batch_size=8, seed=0), epochs=epochs)
 
 
-def course(loss, **options):
-    """The mean loss of each epoch of a small fit."""
-    return [record["loss"] for record in fit(loss, **options).history]
+def course(loss, term="loss", **options):
+    """The mean of a term in each epoch of a small fit."""
+    return [record[term] for record in fit(loss, **options).history]
