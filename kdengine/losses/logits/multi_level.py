@@ -25,11 +25,11 @@ class MultiLevel(Loss):
         batch    = 1/N || p p^T - q q^T ||_F^2
         class    = 1/V || p^T p - q^T q ||_F^2
 
-    T^2 stands in the divergence alone, as in the published code, and not in the other two as in every other loss with a
-    temperature here: it would raise them 4 to 36 times (tried: a small student of handwritten digits then ended below
-    the one trained alone). ``class`` is not divided by N and grows with its square, so with large batches and few
-    classes it outweighs the others. The published code also trains on a second, strongly augmented view, and weighs by
-    the teacher's confidence; neither is done here.
+    T^2 stands in the divergence alone, as in the published code. Other losses here have it wherever they have a
+    temperature; in the other two levels it would be a factor of 4 to 36 (tried: a small student of handwritten digits
+    then ended below the one trained alone). ``class`` is not divided by N and grows with its square, so with large
+    batches and few classes it outweighs the others. The published code also trains on a second, strongly augmented
+    view, and weighs by the teacher's confidence; neither is done here.
 
     Items of dense logits ``(B, ..., V)`` are all their rows: memory grows with the square of their number.
 
