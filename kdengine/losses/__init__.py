@@ -2,7 +2,9 @@
 
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
+from kdengine.losses.hints.ab import AB
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.cosine import Cosine
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -32,6 +34,7 @@ from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
 __all__ = [
+    "AB",
     "BCE",
     "CC",
     "CE",
@@ -53,6 +56,7 @@ __all__ = [
     "WSLD",
     "Attention",
     "BinaryKL",
+    "Cosine",
     "Hard",
     "Hint",
     "LogitMSE",

@@ -83,3 +83,13 @@ class PairwiseLoss(FeatureLoss):
     def value(self, batch: Batch) -> Tensor:
         """The mean over items, where the loss has the scope ``"batch"``."""
         return self.per_item(batch).mean()
+
+
+def halved(values: Sequence[Tensor]) -> list[Tensor]:
+    """The last value in full, and each one before it with half the weight of the next.
+
+    Example:
+        >>> halved([torch.tensor(8.0), torch.tensor(8.0), torch.tensor(8.0)])
+        [tensor(2.), tensor(4.), tensor(8.)]
+    """
+    return [value * 0.5 ** (len(values) - 1 - at) for at, value in enumerate(values)]

@@ -78,6 +78,17 @@ def value_and_gradients(loss, student, teacher, dtype=torch.float64, model=None,
     return total.detach(), [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
 
 
+def assert_gradient(loss, student, teacher, model=None):
+    """The gradient by the student's features and the loss's parameters is that of finite differences."""
+    batch = on_features(student, teacher, model)
+    loss = prepared(loss, batch)
+
+    def total(*_):
+        return (loss.per_item(batch) if loss.scope == "item" else loss.value(batch)).sum()
+
+    torch.autograd.gradcheck(total, [student.requires_grad_(), *loss.parameters()], fast_mode=True)
+
+
 def assert_finite_where_awkward(loss, student=(3, 2, 4, 4), teacher=(3, 2, 4, 4), **options):
     """Value and gradient are finite for every awkward feature of either model or both, in three precisions.
 
