@@ -137,3 +137,9 @@ def test_a_loss_gets_the_number_of_items_unless_the_recipe_gives_it(plan_of, tmp
     assert fit.objective.losses["counted"].items == len(fit.feed.loader.dataset)
     _, fit = assembled(plan_of(SMALL, "losses.counted={ items = 7 }", plugins=plugins))
     assert fit.objective.losses["counted"].items == 7
+
+
+def test_a_memory_bank_has_a_row_for_each_item_of_the_training_set(plan_of):
+    _, fit = assembled(plan_of(SMALL, "losses.crd={ feat_dim = 4, nce_k = 8 }"))
+    items = len(fit.feed.loader.dataset)
+    assert fit.objective.losses["crd"].student_bank.embeddings.shape == (items, 4)
