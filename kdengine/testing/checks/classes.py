@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kdengine.api import Batch
-from kdengine.testing.case import Case, differentiate, remembered, terms_of
+from kdengine.testing.case import Case, Sample, differentiate, remembered, terms_of
 from kdengine.testing.samples import change, differentiable
 from kdengine.testing.trial import Trial, promises
 
@@ -29,10 +30,16 @@ def classes(case: Case, trial: Trial) -> None:
     A term is on softmax probabilities if it sees neither how low the logits of such classes are nor a shift of all
     logits of an item. So an error of logits, a term on sigmoids and standardised logits are left alone.
     """
-    if not case.item_scope or not case.construct().needs.logits or not case.construct().needs.teacher:
+    made = case.make()
+    if not (case.item_scope and made.needs.logits and made.needs.teacher):
         trial.skip("it is no loss of scope 'item' between logits")
-    plain, low = _terms(case, None), _terms(case, _pad(NEVER, NEVER))
-    lower = _terms(case, _pad(2 * NEVER, 3 * NEVER, spread=True))
+    if list(made.parameters()):
+        trial.skip("it has parameters of its own, whose shapes the classes may decide")
+    plain = _terms(case, None)
+    try:
+        low, lower = _terms(case, _pad(NEVER, NEVER)), _terms(case, _pad(2 * NEVER, 3 * NEVER, spread=True))
+    except Exception as error:
+        trial.skip(f"it takes no other number of classes ({type(error).__name__}: {error})")
     concerned = [term for term in low if plain[term][1].any() and _agree(low[term], lower[term])]
     if not concerned:
         trial.skip("no term is on softmax probabilities: each sees how low a logit without probability is")
@@ -58,16 +65,25 @@ def _agree(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
 
 
 def _terms(case: Case, pad: Callable[[Batch], Batch] | None) -> Terms:
-    """Values and gradients of every term, with classes added to the batch."""
-    loss, batch = case.make(), case.batch()
-    width = batch.student.logits.shape[-1]
-    batch, _ = differentiable(batch if pad is None else pad(batch))
+    """Values and gradients of every term, with classes added to the batch, for the loss's setup as well."""
+    width = case.batch().student.logits.shape[-1]
+    if pad is not None:
+        case = replace(case, sample=_padded(case, pad))
+    loss = case.make()
+    batch, _ = differentiable(case.batch())
     logits = batch.student.logits
     with remembered(loss):
         return {
             term: (value.detach(), differentiate(value.sum(), [logits])[0][..., :width])
             for term, value in terms_of(loss, batch).items()
         }
+
+
+def _padded(case: Case, pad: Callable[[Batch], Batch]) -> Sample:
+    def sample(size: int, generator: torch.Generator) -> Batch:
+        return pad(case.batch(size, generator.initial_seed()))
+
+    return sample
 
 
 def _pad(student: float, teacher: float, *, spread: bool = False) -> Callable[[Batch], Batch]:
