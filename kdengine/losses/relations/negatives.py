@@ -32,7 +32,7 @@ def count_negatives(key: Tensor, step: Tensor, index: Tensor, items: int, draws:
     """
     of_item = scramble(scramble(key & WORD ^ scramble(step & WORD)) ^ index[:, None] & WORD)
     of_draw = scramble(torch.arange(draws, device=index.device))
-    others = scramble(of_item ^ of_draw) % (items - 1)
+    others = scramble(of_item ^ of_draw).remainder_(items - 1)
     others += others >= index[:, None]
     counts = torch.zeros(len(index), items, dtype=dtype, device=index.device)
     return counts.scatter_add_(1, others, counts.new_ones(()).expand(others.shape))
@@ -40,7 +40,6 @@ def count_negatives(key: Tensor, step: Tensor, index: Tensor, items: int, draws:
 
 def scramble(words: Tensor) -> Tensor:
     """A bijection of the numbers below 2^32, held in int64, that leaves no pattern to see."""
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
-        words = words ^ words >> shift
-        words = (words * (factor >> 16) & 0xFFFF) * 0x10000 + words * (factor & 0xFFFF) & WORD
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97 - 2**32)):  # modulo 2^32, so that no product overflows
+        words = (words ^ words >> shift).mul_(factor).bitwise_and_(WORD)
     return words ^ words >> 15
