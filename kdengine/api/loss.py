@@ -119,6 +119,16 @@ class Loss(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has scope 'batch' and must implement value(batch)")
 
+    def end_step(self) -> None:
+        """Write down what the loss remembers of the items that it saw; a loss without a memory has nothing to do.
+
+        Called after every optimizer step, in every process and before a checkpoint. A loss that reads its memory in
+        :meth:`per_item`, and changes it here alone, keeps the promise of the scope ``"item"``: all micro-batches and
+        processes of a step see the same memory. What it stores it passes through :func:`kdengine.gather`, which keeps
+        its buffers the same in all processes; they are not exchanged at every forward pass. Outside of training, where
+        ``self.training`` is False or no gradient is recorded, it does not note what it sees.
+        """
+
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Reduce the loss to what is differentiated.
 

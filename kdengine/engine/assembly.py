@@ -195,7 +195,9 @@ def make_strategy(
             fsdp.shard(module)
         return fsdp.Sharded(models.student, objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
-    return Replicated(models.student, objective.modules, models.evolving, unused=unused)
+    return Replicated(
+        models.student, objective.modules, models.evolving, unused=unused, remembering=objective.remembering
+    )
 
 
 def _leaves_out(

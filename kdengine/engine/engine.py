@@ -426,7 +426,8 @@ class Engine:
         """The engine's objective for one batch, for a loop that is not the engine's.
 
         The teacher and the student run, every term is reduced over this batch, and the weighted sum comes back with
-        a graph; backward and the optimizer are the caller's.
+        a graph; backward and the optimizer are the caller's. What a loss remembers of a batch it writes down when this
+        is called again.
 
         Args:
             batch: an item as a loader would yield it.
@@ -441,6 +442,7 @@ class Engine:
         """
         read = self._to_batch(batch)
         models, objective, precision = self._models_for(read)
+        objective.end_step()
         if progress is not None:
             objective.advance(progress)
         masks = objective.masks(read)

@@ -29,6 +29,7 @@ class Objective:
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
         term_weights: the current weight of each term, in the same order.
+        remembering: the losses with a memory, which is written at the end of a step.
     """
 
     def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule]) -> None:
@@ -48,6 +49,7 @@ class Objective:
         self.weights: dict[str, float] = {}
         self.schedules: dict[str, Schedule] = {}
         self._items = list(losses.items())
+        self.remembering = {label: loss for label, loss in losses.items() if type(loss).end_step is not Loss.end_step}
         self.place(torch.device("cpu"), torch.float32)
         for label in losses:
             self._set_weight(label, weights.get(label, 1.0))
@@ -90,6 +92,11 @@ class Objective:
         for label, loss in self._items:
             values.update({f"{label}.{name}": getattr(loss, name) for name in loss.schedules})
         return values
+
+    def end_step(self) -> None:
+        """Let losses write down what they remember of the step's items."""
+        for loss in self.remembering.values():
+            loss.end_step()
 
     def masks(self, batch: Batch) -> list[Tensor | None]:
         """Which items count for each term, from inputs and labels only."""

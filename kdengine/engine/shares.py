@@ -15,12 +15,12 @@ from kdengine.engine.forward import run_pair
 def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
     """``|g_i| / sum_j |g_j|`` where g_i is the gradient of term i on the student's parameters.
 
-    Measured on one training batch with the student in evaluation mode, so that neither batch statistics nor the
-    random state move.
+    Measured on one training batch with student and losses in evaluation mode, so that neither batch statistics nor
+    memories nor the random state move.
     """
     parameters = [p for p in fit.models.student.parameters() if p.requires_grad]
     names = fit.objective.names
-    with random.preserved(), evaluation_mode(*fit.models.moving):
+    with random.preserved(), evaluation_mode(*fit.models.moving, fit.objective.modules):
         run_pair(fit.models, fit.precision, batch)
         norms = [_norm(fit, batch, position, parameters) for position in range(len(names))]
     total = sum(norms)

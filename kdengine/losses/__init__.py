@@ -29,6 +29,7 @@ from kdengine.losses.logits.soft_ce import SoftCE
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 from kdengine.losses.relations.cc import CC
+from kdengine.losses.relations.crd import CRD
 from kdengine.losses.relations.icd import ICD
 from kdengine.losses.relations.pkt import PKT
 from kdengine.losses.relations.rkd import RKD
@@ -39,6 +40,7 @@ __all__ = [
     "BCE",
     "CC",
     "CE",
+    "CRD",
     "DIST",
     "DKD",
     "FSP",

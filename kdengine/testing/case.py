@@ -124,7 +124,9 @@ def evaluate(case: Case, loss: Loss, batch: Batch, split: Sequence[int] | None =
     objective = case.objective(loss)
     parts = [Part(objective, part) for part in (divide(batch, split) if split else [batch])]
     with remembered(loss):
-        return reduce(parts, [*leaves, *loss.parameters()])
+        outcome = reduce(parts, [*leaves, *loss.parameters()])
+        objective.end_step()
+        return outcome
 
 
 def divide(batch: Batch, sizes: Sequence[int]) -> list[Batch]:

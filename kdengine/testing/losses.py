@@ -12,6 +12,7 @@ from kdengine.api import Loss
 from kdengine.testing.case import Case, Sample
 from kdengine.testing.certificate import Certificate, Finding, Outcome
 from kdengine.testing.checks import CHECKS
+from kdengine.testing.checks.several import two_processes
 from kdengine.testing.device import place_of
 from kdengine.testing.report import CheckFailed, name_of
 from kdengine.testing.samples import Shapes
@@ -74,6 +75,7 @@ def certify_loss(
     *,
     sample: Sample | None = None,
     features: Shapes = None,
+    processes: bool = False,
     **arguments: Any,
 ) -> Certificate:
     """Put a loss through every check of :func:`check_loss`, whatever fails, and report each.
@@ -82,6 +84,8 @@ def certify_loss(
         factory: the loss's class, or a function that makes one.
         sample: as for :func:`check_loss`.
         features: as for :func:`check_loss`.
+        processes: whether to start two processes as well, each with a share of a batch, which takes some seconds; for a
+            class or function at the top of a module, with arguments that JSON can say.
         arguments: of the factory.
 
     Example:
@@ -92,7 +96,7 @@ def certify_loss(
     """
     case = Case(name_of(factory), factory, arguments, sample, features)
     with _quiet():
-        return certificate(case, [finding for finding, _ in findings(case)])
+        return certificate(case, [finding for finding, _ in findings(case, [two_processes] if processes else [])])
 
 
 def certificate(case: Case, rows: Sequence[Finding]) -> Certificate:
@@ -114,11 +118,11 @@ def construction(case: Case, trial: Trial) -> None:
     case.make()
 
 
-def findings(case: Case) -> Iterator[tuple[Finding, CheckFailed | None]]:
+def findings(case: Case, more: Sequence[Check] = ()) -> Iterator[tuple[Finding, CheckFailed | None]]:
     """What becomes of each promise, one after the other, and the failure where one is broken."""
     made, error = examine(construction, case)
     yield made, error
-    for check in CHECKS:
+    for check in (*CHECKS, *more):
         if error is None:
             yield examine(check, case)
         else:

@@ -15,7 +15,7 @@ class StandIn(nn.Module):
 
     def __init__(self, inputs: int, classes: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.classify = nn.Linear(inputs, classes, device="meta").to_empty(device="cpu")
+        self.classify = nn.Linear(max(1, inputs), max(1, classes), device="meta").to_empty(device="cpu")
         self.drop = nn.Dropout(0.5)
         _randomize(self.classify, generator)
 

@@ -65,7 +65,7 @@ class Step:
         teacher = get_teacher(plan, data, [])
         seed_all(0)
         self.engine, loader = student_fit(
-            plan, data, None if teacher is None else teacher.module, seed=0, out=None, loggers=[]
+            plan, data, None if teacher is None else teacher.module, seed=0, out=None, loggers=[], alone=False
         )
         self.batch: Batch = to_batch(next(iter(loader)))
 

@@ -40,6 +40,7 @@ class WSLD(Loss):
     """
 
     needs = Needs(labels=True)
+    detaches = True
 
     def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100, standardize: bool = False) -> None:
         super().__init__()

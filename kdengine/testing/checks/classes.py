@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kdengine.api import Batch
-from kdengine.testing.case import Case, differentiate, remembered, terms_of
+from kdengine.testing.case import Case, Sample, differentiate, remembered, terms_of
 from kdengine.testing.samples import change, differentiable
 from kdengine.testing.trial import Trial, promises
 
@@ -26,13 +27,19 @@ Terms = Mapping[str, tuple[Tensor, Tensor]]
 def classes(case: Case, trial: Trial) -> None:
     """As many classes again, of a very low logit and masked by -inf.
 
-    A term is on softmax probabilities if it does not see how low the logits of such classes are, nor a shift of all
-    logits of an item: so an error of logits, a term on sigmoids and standardised logits are left alone.
+    A term is on softmax probabilities if it sees neither how low the logits of such classes are nor a shift of all
+    logits of an item. So an error of logits, a term on sigmoids and standardised logits are left alone.
     """
-    if not case.item_scope or not case.construct().needs.logits or not case.construct().needs.teacher:
+    made = case.make()
+    if not (case.item_scope and made.needs.logits and made.needs.teacher):
         trial.skip("it is no loss of scope 'item' between logits")
-    plain, low = _terms(case, None), _terms(case, _pad(NEVER, NEVER))
-    lower = _terms(case, _pad(2 * NEVER, 1.5 * NEVER, shift=1.0))
+    if list(made.parameters()):
+        trial.skip("it has parameters of its own, whose shapes the classes may decide")
+    plain = _terms(case, None)
+    try:
+        low, lower = _terms(case, _pad(NEVER, NEVER)), _terms(case, _pad(2 * NEVER, 3 * NEVER, spread=True))
+    except Exception as error:
+        trial.skip(f"it takes no other number of classes ({type(error).__name__}: {error})")
     concerned = [term for term in low if plain[term][1].any() and _agree(low[term], lower[term])]
     if not concerned:
         trial.skip("no term is on softmax probabilities: each sees how low a logit without probability is")
@@ -58,10 +65,12 @@ def _agree(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
 
 
 def _terms(case: Case, pad: Callable[[Batch], Batch] | None) -> Terms:
-    """Values and gradients of every term, with classes added to the batch."""
-    loss, batch = case.make(), case.batch()
-    width = batch.student.logits.shape[-1]
-    batch, _ = differentiable(batch if pad is None else pad(batch))
+    """Values and gradients of every term, with classes added to the batch, for the loss's setup as well."""
+    width = case.batch().student.logits.shape[-1]
+    if pad is not None:
+        case = replace(case, sample=_padded(case, pad))
+    loss = case.make()
+    batch, _ = differentiable(case.batch())
     logits = batch.student.logits
     with remembered(loss):
         return {
@@ -70,11 +79,24 @@ def _terms(case: Case, pad: Callable[[Batch], Batch] | None) -> Terms:
         }
 
 
-def _pad(student: float, teacher: float, shift: float = 0.0) -> Callable[[Batch], Batch]:
-    """Add as many classes as there are, with these logits, and shift all logits of an item."""
+def _padded(case: Case, pad: Callable[[Batch], Batch]) -> Sample:
+    def sample(size: int, generator: torch.Generator) -> Batch:
+        return pad(case.batch(size, generator.initial_seed()))
+
+    return sample
+
+
+def _pad(student: float, teacher: float, *, spread: bool = False) -> Callable[[Batch], Batch]:
+    """Add as many classes as there are, with these logits.
+
+    Args:
+        student: logit of the new classes.
+        teacher: likewise.
+        spread: whether they differ, opposite ways in student and teacher, and all logits of an item are shifted.
+    """
 
     def widen(batch: Batch) -> Batch:
-        labels = batch.labels
+        labels, shift = batch.labels, 1.0 if spread else 0.0
         wide = change(batch, lambda tensor: tensor, _append(student, shift), _append(teacher, -2 * shift))
         if labels is not None and labels.is_floating_point() and labels.shape == batch.student.logits.shape:
             wide.labels = _append(0.0)(labels)
@@ -84,4 +106,11 @@ def _pad(student: float, teacher: float, shift: float = 0.0) -> Callable[[Batch]
 
 
 def _append(value: float, shift: float = 0.0) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: torch.cat([tensor + shift, torch.full_like(tensor, value)], dim=-1)
+    def append(tensor: Tensor) -> Tensor:
+        new = torch.full_like(tensor, value)
+        if shift:
+            steps = torch.arange(tensor.shape[-1], dtype=tensor.dtype) / tensor.shape[-1]
+            new = new * (1 + (steps if shift > 0 else 1 - steps))
+        return torch.cat([tensor + shift, new], dim=-1)
+
+    return append

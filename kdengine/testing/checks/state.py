@@ -48,10 +48,12 @@ def _train(case: Case, loss: Loss, batches: Sequence[Batch], start: int = 0) -> 
         torch.manual_seed(step)
         batch, leaves = differentiable(source)
         parameters = list(loss.parameters())
-        outcomes.append(reduce([Part(case.objective(loss), batch)], [*leaves, *parameters]))
+        objective = case.objective(loss)
+        outcomes.append(reduce([Part(objective, batch)], [*leaves, *parameters]))
         with torch.no_grad():
             for parameter, slope in zip(parameters, outcomes[-1].gradients[len(leaves) :], strict=True):
                 parameter.sub_(RATE * slope)
+        objective.end_step()
     return outcomes
 
 

@@ -37,6 +37,7 @@ def synchronization(case: Case, trial: Trial) -> None:
         try:
             with watched():
                 differentiate(loss.weighted_sum(batch, weights)[0], leaves)
+                loss.end_step()
         except Waits as error:
             trial.fail(f"it waits for an accelerator{place_of(error)}: {error}", error)
         except Unavailable as error:

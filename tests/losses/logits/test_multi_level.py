@@ -5,6 +5,7 @@ import torch
 
 import kdengine
 from kdengine.losses import MultiLevel
+from kdengine.losses.logits.multi_level import gram_distance
 from kdengine.testing import check_loss
 
 from ..outputs import batch_of, logits, tokens
@@ -28,18 +29,18 @@ def squares(one, other):
 
 
 def expected(student, teacher, temperatures):
-    """Instance, batch and class level, summed over the temperatures."""
+    """Instance (times T^2), batch and class level, summed over the temperatures."""
     sums = [0.0, 0.0, 0.0]
     for temperature in temperatures:
         p, q = ([softened(row, temperature) for row in rows] for rows in (student.tolist(), teacher.tolist()))
         divergences = [sum(b * math.log(b / a) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)]
         columns = [[list(column) for column in zip(*rows, strict=True)] for rows in (p, q)]
         levels = (
-            sum(divergences) / len(p),
+            temperature**2 * sum(divergences) / len(p),
             squares(gram(p), gram(q)) / len(p),
             squares(*map(gram, columns)) / len(p[0]),
         )
-        sums = [total + temperature**2 * level for total, level in zip(sums, levels, strict=True)]
+        sums = [total + level for total, level in zip(sums, levels, strict=True)]
     return sums
 
 
@@ -58,7 +59,7 @@ def test_the_kit_accepts_logits_of_tokens():
 
 
 @pytest.mark.parametrize("temperatures", [(1.0,), (2.0, 3.0, 4.0, 5.0, 6.0)])
-def test_the_terms_are_those_of_the_paper_times_the_square_of_each_temperature(temperatures):
+def test_the_terms_are_those_of_the_paper(temperatures):
     student, teacher = logits(), logits(seed=1)
     got = values_of(MultiLevel(temperatures), student, teacher)
     assert got == pytest.approx(expected(student, teacher, temperatures), abs=1e-12)
@@ -70,6 +71,17 @@ def test_two_items_by_hand():
     _, batch, classes = values_of(MultiLevel([1.0]), student, teacher)
     assert batch == pytest.approx(4 * 0.25 / 2)
     assert classes == pytest.approx((1.5**2 + 3 * 0.5**2) / 2)  # [[2, 0], [0, 0]] less [[.5, .5], [.5, .5]]
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5)])
+def test_the_distance_of_gram_matrices_is_the_same_by_either_side(shape):
+    x, y = (logits(*shape, seed=seed).requires_grad_() for seed in (0, 1))
+    plain = (x @ x.t() - y @ y.t()).square().sum()
+    torch.testing.assert_close(gram_distance(x, y), plain)
+    for got, wanted in zip(
+        torch.autograd.grad(gram_distance(x, y), [x, y]), torch.autograd.grad(plain, [x, y]), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_rows_of_tokens_are_items():

@@ -193,8 +193,8 @@ def mse(s, t):
 
 
 def _log_sigmoid(z):
-    """log sigmoid(z) = min(z, 0) - log(1 + exp(-|z|))."""
-    return z.clamp(max=0) - (-z.abs()).exp().log1p()
+    """log sigmoid(z) = -log(exp(0) + exp(-z))."""
+    return -torch.logaddexp(torch.zeros_like(z), -z)
 
 
 def bce(s, t, T):
