@@ -36,6 +36,7 @@ from kdengine.losses import (
     Attention,
     BinaryKL,
     Cosine,
+    Factor,
     Hard,
     Hint,
     LogitMSE,
@@ -159,6 +160,14 @@ FEATURES = {
     "ab": OfFeatures(
         lambda: AB("0", "0", norm="none"),
         lambda loss, s, t: (hints.ab(loss.learned[0](s[0]), t[0], 1.0),),
+        teacher=((5, 4, 4),),
+    ),
+    "factor": OfFeatures(
+        lambda: Factor("0", "0", p=2),
+        lambda loss, s, t: (
+            500.0 * hints.factor_code(loss.learned[0].translator(s[0]), loss.learned[0].paraphraser(t[0]).detach(), 2),
+            (t[0] - loss.learned[0].decoder(loss.learned[0].paraphraser(t[0]))).square().flatten(1).mean(dim=1),
+        ),
         teacher=((5, 4, 4),),
     ),
     "icd": OfFeatures(lambda: ICD("0", "0", batch_norm=False), lambda _, s, t: (relations.icd(s[0], t[0]),)),
