@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,29 @@ def as_source(teacher: TeacherLike | None, host: Host) -> TeacherSource | None:
     raise ConfigurationError(
         f"teacher must be an nn.Module, a kdengine.TeacherSource, a list of these or None, got {type(teacher).__name__}"
     )
+
+
+class SourceModel(nn.Module):
+    """What a source says, as a model: for whatever measures or compares models.
+
+    Its modules stay where the source has placed them.
+
+    Args:
+        source: placed on its device.
+    """
+
+    def __init__(self, source: TeacherSource) -> None:
+        super().__init__()
+        self.source = source
+        self.models = nn.ModuleList(source.modules())
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The teacher's output; it sees no labels."""
+        given: Any = named or (inputs[0] if len(inputs) == 1 else inputs)
+        return self.source.forward(Batch(given))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return self
 
 
 class FrozenGuard:

@@ -2,7 +2,10 @@
 
 from kdengine.api.hooks import Components, hookimpl
 from kdengine.losses import hints, logits, relations
+from kdengine.losses.hints.ab import AB
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.cosine import Cosine
+from kdengine.losses.hints.factor import Factor
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -26,15 +29,18 @@ from kdengine.losses.logits.soft_ce import SoftCE
 from kdengine.losses.logits.tvd import TVD
 from kdengine.losses.logits.wsld import WSLD
 from kdengine.losses.relations.cc import CC
+from kdengine.losses.relations.crd import CRD
 from kdengine.losses.relations.icd import ICD
 from kdengine.losses.relations.pkt import PKT
 from kdengine.losses.relations.rkd import RKD
 from kdengine.losses.relations.sp import SP
 
 __all__ = [
+    "AB",
     "BCE",
     "CC",
     "CE",
+    "CRD",
     "DIST",
     "DKD",
     "FSP",
@@ -53,6 +59,8 @@ __all__ = [
     "WSLD",
     "Attention",
     "BinaryKL",
+    "Cosine",
+    "Factor",
     "Hard",
     "Hint",
     "LogitMSE",

@@ -13,8 +13,10 @@ from torch import Tensor
 from kdengine.api import Batch, Loss, Output
 from kdengine.engine.objective import Objective
 from kdengine.losses import (
+    AB,
     BCE,
     CC,
+    CRD,
     DIST,
     DKD,
     FSP,
@@ -33,6 +35,8 @@ from kdengine.losses import (
     WSLD,
     Attention,
     BinaryKL,
+    Cosine,
+    Factor,
     Hard,
     Hint,
     LogitMSE,
@@ -42,6 +46,7 @@ from kdengine.losses import (
     SoftCE,
     kdengine_losses,
 )
+from kdengine.losses.relations.negatives import count_negatives
 from kdengine.projectors.projectors import auto
 from tests.losses.outputs import batch_of
 from tests.losses.papers import hints, logits, relations
@@ -146,6 +151,24 @@ FEATURES = {
         lambda loss, s, t: tuple(hints.hcl(*maps) for maps in zip(reviewed(loss, s), t, strict=True)),
         student=((3, 8, 8), (4, 4, 4)),
         teacher=((5, 8, 8), (6, 4, 4)),
+    ),
+    "cosine": OfFeatures(
+        lambda: Cosine("0", "0"),
+        lambda loss, s, t: (hints.cosine(loss.learned[0](s[0]), t[0]),),
+        teacher=((5, 4, 4),),
+    ),
+    "ab": OfFeatures(
+        lambda: AB("0", "0", norm="none"),
+        lambda loss, s, t: (hints.ab(loss.learned[0](s[0]), t[0], 1.0),),
+        teacher=((5, 4, 4),),
+    ),
+    "factor": OfFeatures(
+        lambda: Factor("0", "0", p=2),
+        lambda loss, s, t: (
+            500.0 * hints.factor_code(loss.learned[0].translator(s[0]), loss.learned[0].paraphraser(t[0]).detach(), 2),
+            (t[0] - loss.learned[0].decoder(loss.learned[0].paraphraser(t[0]))).square().flatten(1).mean(dim=1),
+        ),
+        teacher=((5, 4, 4),),
     ),
     "icd": OfFeatures(lambda: ICD("0", "0", batch_norm=False), lambda _, s, t: (relations.icd(s[0], t[0]),)),
     "icd normalized": OfFeatures(
@@ -257,14 +280,39 @@ def prepared(loss: Loss, batch: Batch) -> Loss:
     return loss.double()
 
 
+def test_crd_is_its_papers():
+    items, negatives = 40, 12
+    torch.manual_seed(0)
+    student, teacher = rows(0).requires_grad_(), rows(1)
+    batch = batch_of(student, teacher)
+    batch.index = torch.tensor([3, 39, 0, 11, 7, 20])
+    loss = prepared(CRD(items=items, feat_dim=4, nce_k=negatives), batch)
+    own = batch.index
+    counts = count_negatives(loss.key, loss.steps, own, items, negatives, torch.float64)
+    drawn = torch.stack([torch.arange(items).repeat_interleave(row.long()) for row in counts])
+
+    def of_side(anchors, bank, log_z):
+        z = items * float(log_z.exp())
+        return relations.crd_nce(anchors, bank[own], bank[drawn], Z=z, N=items, T=0.07)
+
+    s, t = (unit_rows(part) for part in (loss.student_map(student), loss.teacher_map(teacher)))
+    expected = of_side(s, loss.teacher_bank.embeddings, loss.log_z[0])
+    expected = expected + of_side(t, loss.student_bank.embeddings, loss.log_z[1])
+    assert_same(by_engine(loss, batch), expected.mean(), [student, *loss.teacher_map.parameters()])
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    return z / z.square().sum(dim=-1, keepdim=True).sqrt()
+
+
 TRANSCRIPTIONS = {
     name: f"`papers.{module.__name__.rpartition('.')[2]}`"
     for module in (logits, hints, relations)
     for name in kdengine_losses()
-    if hasattr(module, name) and name in (*LOGITS, *FEATURES)
+    if hasattr(module, name) or hasattr(module, f"{name}_distance") or hasattr(module, f"{name}_nce")
 }
 """What docs/methods.md says of each method."""
 
 
 def test_every_method_is_compared_with_its_paper():
-    assert set(kdengine_losses()) - {*LOGITS, *FEATURES} == {"ce"}
+    assert set(kdengine_losses()) - {*LOGITS, *FEATURES} == {"ce", "crd"}

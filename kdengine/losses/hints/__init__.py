@@ -1,7 +1,10 @@
 """Losses on features inside the models."""
 
 from kdengine.api import Loss
+from kdengine.losses.hints.ab import AB
 from kdengine.losses.hints.attention import Attention
+from kdengine.losses.hints.cosine import Cosine
+from kdengine.losses.hints.factor import Factor
 from kdengine.losses.hints.fsp import FSP
 from kdengine.losses.hints.hint import Hint
 from kdengine.losses.hints.nst import NST
@@ -17,4 +20,7 @@ LOSSES: dict[str, type[Loss]] = {
     "ofd": OFD,
     "vid": VID,
     "reviewkd": ReviewKD,
+    "cosine": Cosine,
+    "ab": AB,
+    "factor": Factor,
 }

@@ -14,7 +14,7 @@ from kdengine.losses.hints.arguments import check_number
 from kdengine.losses.hints.maps import require_maps, same_size
 from kdengine.losses.hints.norms import Norm, choose_norm, connector
 from kdengine.losses.hints.pairs import Pair, Paths
-from kdengine.losses.hints.pairwise import PairwiseLoss
+from kdengine.losses.hints.pairwise import PairwiseLoss, halved
 from kdengine.losses.hints.teacher_norms import normalization_at
 
 
@@ -152,8 +152,3 @@ def expected_negative(mean: Tensor, deviation: Tensor) -> Tensor:
     hazard = math.sqrt(2.0 / math.pi) / torch.special.erfcx(mu / spread / math.sqrt(2.0))
     expected = torch.where(sigma > 0, mu - sigma * hazard, mu)
     return expected.clamp(max=0.0).to(mean.dtype)
-
-
-def halved(values: Sequence[Tensor]) -> list[Tensor]:
-    """The last value in full, and each one before it with half the weight of the next."""
-    return [value * 0.5 ** (len(values) - 1 - at) for at, value in enumerate(values)]

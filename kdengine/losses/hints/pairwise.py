@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -74,12 +74,26 @@ class PairwiseLoss(FeatureLoss):
         """All pairs as one, ``(B,)``: their sum."""
         return torch.stack(list(values)).sum(dim=0)
 
-    def per_item(self, batch: Batch) -> Tensor:
-        """The value of each item, ``(B,)``."""
+    def total(self, batch: Batch) -> Tensor:
+        """All pairs of each item as one, ``(B,)``."""
         pairs = self.pairs(batch)
         learned = self.learned if len(self.learned) else [nn.Identity()] * len(pairs)
         return self.combine([self.compare(*pair, part) for pair, part in zip(pairs, learned, strict=True)])
 
+    def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+        """The value of each item, ``(B,)``."""
+        return self.total(batch)
+
     def value(self, batch: Batch) -> Tensor:
         """The mean over items, where the loss has the scope ``"batch"``."""
-        return self.per_item(batch).mean()
+        return self.total(batch).mean()
+
+
+def halved(values: Sequence[Tensor]) -> list[Tensor]:
+    """The last value in full, and each one before it with half the weight of the next.
+
+    Example:
+        >>> halved([torch.tensor(8.0), torch.tensor(8.0), torch.tensor(8.0)])
+        [tensor(2.), tensor(4.), tensor(8.)]
+    """
+    return [value * 0.5 ** (len(values) - 1 - at) for at, value in enumerate(values)]

@@ -80,7 +80,7 @@ class ReviewKD(PairwiseLoss):
         last = names == self.names(example)[-1]
         return Fusion(pair.student.shape[1], width, pair.teacher.shape[1], fuse=not last, norm=self.norm)
 
-    def per_item(self, batch: Batch) -> Tensor:
+    def total(self, batch: Batch) -> Tensor:
         """The sum over pairs of each item's hierarchical context loss, ``(B,)``."""
         deeper: Tensor | None = None
         values = []

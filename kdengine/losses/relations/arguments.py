@@ -8,8 +8,17 @@ from typing import Any
 from kdengine.api import ConfigurationError, Schedule
 
 
-def check_number(loss: str, name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
-    """Refuse what is no finite number in its range; a schedule, whose values come later, passes.
+def check_number(
+    loss: str,
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    scheduled: bool = True,
+) -> None:
+    """Refuse what is no finite number in its range.
 
     Args:
         loss: name of the loss, for the message.
@@ -17,6 +26,8 @@ def check_number(loss: str, name: str, value: Any, *, least: float = -math.inf, 
         value: that was given.
         least: smallest value.
         above: a bound that the value must exceed.
+        below: a bound that it must not reach.
+        scheduled: whether a schedule, whose values come later, passes as well.
 
     Raises:
         ConfigurationError: it is something else.
@@ -24,12 +35,13 @@ def check_number(loss: str, name: str, value: Any, *, least: float = -math.inf, 
     Example:
         >>> check_number("rkd", "angle_weight", 50.0, least=0)
     """
-    if isinstance(value, Schedule):
+    if scheduled and isinstance(value, Schedule):
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < least or value <= above:
+    if not is_number or value < least or value <= above or value >= below:
         bounds = [f"of at least {least:g}"] if least > -math.inf else []
         bounds += [f"above {above:g}"] if above > -math.inf else []
+        bounds += [f"and below {below:g}"] if below < math.inf else []
         raise ConfigurationError(f"{loss}: {name} must be {' '.join(['a finite number', *bounds])}, got {value!r}")
 
 

@@ -78,6 +78,18 @@ def value_and_gradients(loss, student, teacher, dtype=torch.float64, model=None,
     return total.detach(), [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
 
 
+def assert_gradient(loss, student, teacher, model=None):
+    """The gradient by the student's features and the loss's parameters is that of finite differences."""
+    batch = on_features(student, teacher, model)
+    loss = prepared(loss, batch)
+
+    def total(*_):
+        values = loss.per_item(batch) if loss.scope == "item" else loss.value(batch)
+        return sum(value.sum() for value in (values.values() if isinstance(values, dict) else [values]))
+
+    torch.autograd.gradcheck(total, [student.requires_grad_(), *loss.parameters()], fast_mode=True)
+
+
 def assert_finite_where_awkward(loss, student=(3, 2, 4, 4), teacher=(3, 2, 4, 4), **options):
     """Value and gradient are finite for every awkward feature of either model or both, in three precisions.
 
@@ -133,6 +145,6 @@ def fit(losses, epochs=8, width=4, lr=0.05, items=32, **options):
         return engine.fit(kdengine.loader(data, batch_size=8, seed=0), epochs=epochs)
 
 
-def course(loss, **options):
-    """The mean loss of each epoch of a small fit."""
-    return [record["loss"] for record in fit(loss, **options).history]
+def course(loss, term="loss", **options):
+    """The mean of a term in each epoch of a small fit."""
+    return [record[term] for record in fit(loss, **options).history]

@@ -24,10 +24,6 @@ def matrix(first, last):
     return [[sum(x * y for x, y in zip(f, g, strict=True)) / len(f) for g in rows[1]] for f in rows[0]]
 
 
-def test_the_kit_accepts_one_flow():
-    check_loss(FSP, sample=features({"a": (2, 3, 3), "b": (3, 3, 3)}, {"a": (2, 3, 3), "b": (3, 3, 3)}), **FLOW)
-
-
 def test_the_kit_accepts_flows_by_wildcard_that_change_their_size():
     shapes = {"s1:input": (1, 4, 4), "s1": (2, 2, 2), "s2:input": (2, 3, 3), "s2": (2, 2, 2)}
     flow = ["s?:input", "s?"]
@@ -122,6 +118,6 @@ def test_what_is_no_flow_is_refused(flows):
 
 
 def test_a_fit_lowers_it():
-    flow = [["stage1.0", "stage1"], ["stage1", "stage2"]]
+    flow = ["stage?:input", "stage?"]
     losses = course(FSP(flow, flow), width=8)
     assert losses[-1] < 0.5 * losses[0]

@@ -10,7 +10,18 @@ from kdengine.losses import OFD
 from kdengine.losses.hints.ofd import expected_negative
 from kdengine.testing import check_loss
 
-from .common import PATHS, STAGES, assert_finite_where_awkward, course, features, fit, on_features, prepared, random
+from .common import (
+    PATHS,
+    STAGES,
+    assert_finite_where_awkward,
+    assert_gradient,
+    course,
+    features,
+    fit,
+    on_features,
+    prepared,
+    random,
+)
 
 
 def normalization(channels, seed=0):
@@ -26,14 +37,18 @@ def teacher(**channels):
     return nn.ModuleDict({name: normalization(width, at) for at, (name, width) in enumerate(channels.items())})
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "group"}, {"norm": "none"}, {"margin": -0.5}], ids=str)
-def test_the_kit_accepts_every_option(options):
-    check_loss(OFD, sample=features((2, 3, 3), (3, 3, 3), model=teacher(hidden=3)), **PATHS, **options)
+def test_the_kit_accepts_it():
+    check_loss(OFD, sample=features((2, 3, 3), (3, 3, 3), model=teacher(hidden=3)), **PATHS)
 
 
-def test_the_kit_accepts_several_pairs_of_different_sizes():
+def test_the_kit_accepts_several_pairs_of_different_sizes_that_are_normalized_by_themselves():
     sample = features({"a1": (1, 4, 4), "a2": (2, 2, 2)}, {"b1": (2, 2, 2), "b2": (1, 3, 3)}, model=teacher(b1=2, b2=1))
-    check_loss(OFD, sample=sample, student="a*", teacher="b*")
+    check_loss(OFD, sample=sample, student="a*", teacher="b*", norm="group")
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "none"}, {"margin": -0.5}], ids=str)
+def test_the_gradient_is_right_for_every_option(options):
+    assert_gradient(OFD(**PATHS, **options), random(3, 2, 3, 3), random(3, 3, 3, 3, seed=1), teacher(hidden=3))
 
 
 def normal(x):

@@ -5,6 +5,7 @@ import torch
 
 import kdengine
 from kdengine.losses import MultiLevel
+from kdengine.losses.logits.multi_level import gram_distance
 from kdengine.testing import check_loss
 
 from ..outputs import batch_of, logits, tokens
@@ -70,6 +71,17 @@ def test_two_items_by_hand():
     _, batch, classes = values_of(MultiLevel([1.0]), student, teacher)
     assert batch == pytest.approx(4 * 0.25 / 2)
     assert classes == pytest.approx((1.5**2 + 3 * 0.5**2) / 2)  # [[2, 0], [0, 0]] less [[.5, .5], [.5, .5]]
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5)])
+def test_the_distance_of_gram_matrices_is_the_same_by_either_side(shape):
+    x, y = (logits(*shape, seed=seed).requires_grad_() for seed in (0, 1))
+    plain = (x @ x.t() - y @ y.t()).square().sum()
+    torch.testing.assert_close(gram_distance(x, y), plain)
+    for got, wanted in zip(
+        torch.autograd.grad(gram_distance(x, y), [x, y]), torch.autograd.grad(plain, [x, y]), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_rows_of_tokens_are_items():
