@@ -109,10 +109,10 @@ class Certificate:
         }
 
     def summary(self) -> str:
-        """One line: how many promises held, and the names of those that did not."""
+        """One line: how many of the promises held, and the names of those that did not."""
         held = sum(row.outcome == "held" for row in self.rows)
         beside = len(self.rows) - held - len(self.failed)
-        told = f"{held} promises held, {len(self.failed)} failed, {beside} do not apply"
+        told = f"{held} held, {len(self.failed)} failed, {beside} not applicable"
         names = ", ".join(row.check for row in self.failed)
         return f"{told}: {names}" if names else told
 

@@ -50,6 +50,22 @@ class WithOneFactor(Divergence):
         return super().per_item(batch) / self.temperature
 
 
+class Standardised(Divergence):
+    def elements(self, batch):
+        with_mean_zero = kdengine.Batch(batch.inputs, size=batch.size)
+        for who in ("student", "teacher"):
+            logits = wide(getattr(batch, who).logits)
+            deviation = logits.var(-1, keepdim=True, correction=0).add(1e-12).sqrt()
+            scaled = (logits - logits.mean(-1, keepdim=True)) / deviation
+            setattr(with_mean_zero, who, kdengine.Output(None, scaled))
+        return super().elements(with_mean_zero)
+
+
+class StandardisedWithoutSquare(Standardised):
+    def per_item(self, batch):
+        return super().per_item(batch) / self.temperature**2
+
+
 class TimesItems(Divergence):
     def per_item(self, batch):
         return super().per_item(batch) * batch.size
@@ -261,8 +277,13 @@ class Draws(Divergence):
 
 TRAPS = [
     (MeanOverClasses, "classes", r"'loss' is 0.5 times what it was \(does it divide by the number of classes\?\)"),
-    (WithoutSquare, "temperature", r"gradient of 'loss' falls to 0\.2\d* of its size; .*temperature\*\*2"),
-    (WithOneFactor, "temperature", r"gradient of 'loss' falls to 0\.5\d* of its size"),
+    (
+        WithoutSquare,
+        "temperature",
+        r"'loss' is softened and multiplied by temperature\*\*0: .* give 1 times",
+    ),
+    (WithOneFactor, "temperature", r"multiplied by temperature\*\*1: .* expected 4; multiply it by temperature\*\*2"),
+    (StandardisedWithoutSquare, "temperature", r"gradient of 'loss' falls to 0\.2\d* of its size; .*temperature\*\*2"),
     (TimesItems, "split", r"with micro-batches of \(3, 4\) in place of \(7,\), the loss differs by"),
     (SumOverItems, "split", r"with micro-batches of \(3, 4\) in place of \(7,\), the loss differs by"),
     (TeacherTrains, "models", "put the teacher's model, which was in evaluation mode, in training mode"),
@@ -299,7 +320,7 @@ def test_the_kit_names_the_trap(loss, check, said):
         check_loss(loss)
 
 
-@pytest.mark.parametrize("twin", [Divergence, Lowest, Remembers, KeepsSteps])
+@pytest.mark.parametrize("twin", [Divergence, Standardised, Lowest, Remembers, KeepsSteps])
 def test_the_correct_twin_passes(twin):
     check_loss(twin)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,11 +33,23 @@ def compilation(case: Case, trial: Trial) -> None:
         compiled: Callable[..., Any] = torch.compile(terms_of, backend="aot_eager", dynamic=False)
     except RuntimeError as error:  # a Python that torch.compile does not know yet
         trial.skip(str(error))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _hushed():
         got = _run(compiled, loss, source)
     trial.close("under torch.compile, the value", got[0], expected[0], SAME)
     trial.close("under torch.compile, the gradient", got[1], expected[1], SAME)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without warnings, and without the compiler's trace, of which pytest would print thousands of lines."""
+    trace = logging.getLogger("torch.__trace")
+    before, trace.propagate = trace.propagate, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        trace.propagate = before
 
 
 def _run(
