@@ -28,12 +28,12 @@ def compilation(case: Case, trial: Trial) -> None:
     loss, source = case.make(), case.batch()
     trial.tries("torch.compile(backend='aot_eager') against eager")
     expected = _run(terms_of, loss, source)
-    torch.compiler.reset()
-    try:
-        compiled: Callable[..., Any] = torch.compile(terms_of, backend="aot_eager", dynamic=False)
-    except RuntimeError as error:  # a Python that torch.compile does not know yet
-        trial.skip(str(error))
     with _hushed():
+        torch.compiler.reset()
+        try:
+            compiled: Callable[..., Any] = torch.compile(terms_of, backend="aot_eager", dynamic=False)
+        except RuntimeError as error:  # a Python that torch.compile does not know yet
+            trial.skip(str(error))
         got = _run(compiled, loss, source)
     trial.close("under torch.compile, the value", got[0], expected[0], SAME)
     trial.close("under torch.compile, the gradient", got[1], expected[1], SAME)
@@ -43,13 +43,13 @@ def compilation(case: Case, trial: Trial) -> None:
 def _hushed() -> Iterator[None]:
     """Without warnings, and without the compiler's trace, of which pytest would print thousands of lines."""
     trace = logging.getLogger("torch.__trace")
-    before, trace.propagate = trace.propagate, False
+    before, trace.disabled = trace.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        trace.propagate = before
+        trace.disabled = before
 
 
 def _run(
