@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kdengine.api import Batch, ConfigurationError, gather
 from kdengine.api.memory import require_memory
+from kdengine.losses.arguments import check_number, check_whole
 from kdengine.losses.hints.pairs import Paths
-from kdengine.losses.relations.arguments import check_number, check_whole
 from kdengine.losses.relations.bank import Bank
 from kdengine.losses.relations.contrast import contrast
 from kdengine.losses.relations.embeddings import EmbeddingLoss, unit
