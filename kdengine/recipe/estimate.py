@@ -29,7 +29,7 @@ class FitEstimate:
     Attributes:
         name: of the fit.
         parameters: of the model that trains.
-        weights: parameters and buffers of every model that runs.
+        weights: parameters and buffers of every model that runs, and of losses (projectors, memory banks).
         gradients: of what trains, projectors of losses included.
         optimizer: its state after a step.
         activations: what backward keeps of one micro-batch.
@@ -167,7 +167,11 @@ def measure(
     return FitEstimate(
         name=name,
         parameters=sum(parameter.numel() for parameter in running[0].parameters()),
-        weights=sum(size(tensor) for module in running for tensor in (*module.parameters(), *module.buffers())),
+        weights=sum(
+            size(tensor)
+            for module in (*running, fit.objective.modules)
+            for tensor in (*module.parameters(), *module.buffers())
+        ),
         gradients=sum(size(parameter) for parameter in fit.parameters),
         optimizer=sum(
             size(value) for state in fit.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
