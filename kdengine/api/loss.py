@@ -57,6 +57,8 @@ class Loss(nn.Module):
         scope: ``"item"`` or ``"batch"``.
         at_equality: what the loss promises of a student that gives what its teacher gives: that the value is
             ``"zero"``, or that it has its ``"minimum"`` there; None promises nothing. The kit holds it to it.
+        detaches: whether the gradient takes a part of the value as a constant on purpose, such as a weight that is
+            computed from the outputs. The kit then holds what the loss detaches at its value.
         terms: names of the terms that :meth:`per_item` or :meth:`value` returns when it returns a dict.
         needs: what the loss reads.
         projector: name or factory of the projector between features, for losses that use one.
@@ -71,6 +73,7 @@ class Loss(nn.Module):
 
     scope: ClassVar[Literal["item", "batch"]] = "item"
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = None
+    detaches: ClassVar[bool] = False
     terms: tuple[str, ...] = ("loss",)
     needs: Needs = Needs()
     projector: str | Callable[..., nn.Module] | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdengine.api.batch import Batch
+from kdengine.api.models import call_model, find_logits
 
 
 class TeacherSource(ABC):
@@ -20,22 +22,39 @@ class TeacherSource(ABC):
 
     Attributes:
         evolving: whether the source changes while the student trains.
+        wraps: what its constructor takes first when a recipe names it: the teacher's ``"model"``, a list with the
+            ``"sources"`` of several, or ``"nothing"`` where the source needs the student alone.
         gives_features: whether its modules run for every batch, so that features can be captured.
+        gives_logits: whether :meth:`forward` returns logits themselves, rather than what a model returns.
+        find_logits: finds the logits in what a model returns; the engine puts ``Engine(output=...)`` in its place.
     """
 
     evolving: ClassVar[bool] = False
-    gives_features: ClassVar[bool] = True
+    wraps: ClassVar[Literal["model", "sources", "nothing"]] = "model"
+    gives_features: bool = True
+    gives_logits: ClassVar[bool] = False
+    find_logits: Callable[[Any], Tensor | None] = staticmethod(find_logits)
 
     def modules(self) -> list[nn.Module]:
-        """The live modules behind this source; empty for a cache."""
+        """The live modules behind this source; empty for a cache.
+
+        Features are named by their path inside the module; where there are several, inside a list of them
+        (``0.layer3``).
+        """
         return []
+
+    def prepare(self, student: nn.Module) -> None:
+        """Called when a fit is assembled, before :meth:`place`, with the student as it is before any step."""
 
     def place(self, device: torch.device) -> None:
         """Move what must be moved before the fit."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Any:
-        """The teacher's raw output for a batch: whatever a model would return."""
+        """The teacher's output for a batch: whatever a model would return, or the logits (see ``gives_logits``).
+
+        Evaluations give no labels.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """State of an evolving source."""
@@ -45,4 +64,27 @@ class TeacherSource(ABC):
         """Restore what :meth:`state_dict` gave."""
 
     def update(self, student: nn.Module) -> None:
-        """Called after every optimizer step of an evolving source."""
+        """Called of an evolving source after every optimizer step, also after one whose update was left out."""
+
+
+class FrozenModel(TeacherSource):
+    """A module that runs beside the student, frozen.
+
+    Args:
+        module: the teacher.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def modules(self) -> list[nn.Module]:
+        """The module itself."""
+        return [self.module]
+
+    def place(self, device: torch.device) -> None:
+        """Freeze the module and move it."""
+        self.module.eval().requires_grad_(False).to(device)
+
+    def forward(self, batch: Batch) -> Any:
+        """Run the module."""
+        return call_model(self.module, batch.inputs)

@@ -11,10 +11,11 @@ from typing import Any
 from kdengine.api import ConfigurationError, KDEngineError
 from kdengine.api.errors import nearest
 from kdengine.host import KINDS, Component, Host, Plugin
+from kdengine.recipe.binder import taken_by_position
 from kdengine.recipe.signature import Argument, arguments
 
-POSITIONAL = {"datasets": 1, "optimizers": 1, "teachers": 1}
-"""How many arguments the engine gives by position."""
+POSITIONAL = {"datasets": 1, "optimizers": 1}
+"""How many arguments the engine gives by position; of a teacher source it depends on what it wraps."""
 
 SUPPLIED = {
     "losses": ("items",),
@@ -137,7 +138,8 @@ def show_component(part: Component) -> Shown:
     """A component, loaded; one that cannot be loaded says so."""
     try:
         factory = part.load()
-        known = arguments(factory, skip=POSITIONAL.get(part.kind, 0))
+        skip = taken_by_position(factory) if part.kind == "teachers" else POSITIONAL.get(part.kind, 0)
+        known = arguments(factory, skip=skip)
     except (KDEngineError, ValueError) as error:
         return Shown(part, f"It cannot be loaded: {error}", [], "", [])
     supplied = SUPPLIED.get(part.kind, ())

@@ -64,9 +64,9 @@ class Normalize:
         self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
 
     def __call__(self, image: Any) -> Tensor:
-        """The normalised image, ``(C, H, W)``."""
+        """The normalised image, ``(C, H, W)``, or images, ``(..., C, H, W)``."""
         pixels = to_tensor(image)
-        if len(self.mean) not in (1, pixels.shape[0]):
+        if len(self.mean) not in (1, pixels.shape[-3]):
             raise ConfigurationError(f"normalize has {len(self.mean)} channels, but got an image {tuple(pixels.shape)}")
         return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 

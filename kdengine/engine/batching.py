@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdengine.api.batch import Batch, describe
+from kdengine.api.batch import Batch, describe, first_tensor
 from kdengine.api.errors import ConfigurationError
+from kdengine.api.models import call_model as call_model
+from kdengine.api.models import find_logits as find_logits
 from kdengine.engine.loader import Indexed, Share, bounds
 
 LABEL_KEYS = ("labels", "label", "targets")
@@ -68,6 +70,12 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
+def device_of(inputs: Any) -> torch.device:
+    """Where a batch's inputs are."""
+    tensor = first_tensor(inputs)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 def place(batch: Batch, device: torch.device) -> Batch:
     """The batch on ``device``; the same object when the device is the CPU."""
     if device.type == "cpu":
@@ -76,30 +84,6 @@ def place(batch: Batch, device: torch.device) -> Batch:
     placed = Batch(inputs, labels, batch.index, mask, size=batch.size)
     placed.epoch = batch.epoch
     return placed
-
-
-def call_model(module: Callable[..., Any], inputs: Any) -> Any:
-    """Run a model on a batch's inputs: keywords for a mapping, positions for a sequence."""
-    if isinstance(inputs, Tensor):  # the common case first: asking for a Mapping runs Python code of its own
-        return module(inputs)
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    if isinstance(inputs, _SEQUENCES):
-        return module(*inputs)
-    return module(inputs)
-
-
-def find_logits(output: Any) -> Tensor | None:
-    """The logits of a model's output: a tensor, ``.logits``, ``["logits"]`` or item 0; None when there are none."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        found = output.get("logits")
-    elif hasattr(output, "logits"):
-        found = output.logits
-    else:
-        found = output[0] if isinstance(output, tuple | list) and output else None
-    return found if isinstance(found, Tensor) else None
 
 
 def concatenate(window: list[Batch]) -> Batch:

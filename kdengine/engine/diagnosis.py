@@ -53,7 +53,7 @@ def _of_batch(fit: Fit, host_batch: Batch, names: Sequence[str]) -> Iterator[str
     batch = host_batch
     if batch._student is None:
         batch = place(host_batch, fit.runtime.device)
-        with evaluation_mode(fit.models.student), random.preserved():
+        with evaluation_mode(*fit.models.moving), random.preserved():
             run_pair(fit.models, fit.precision, batch)
     suspects: dict[str, Any] = {"inputs": batch.inputs, "labels": batch.labels}
     if batch.has_teacher:

@@ -21,7 +21,6 @@ from kdengine.api import (
     RunInfo,
     Schedule,
     StepContext,
-    TeacherSource,
 )
 from kdengine.api.loss import name_losses
 from kdengine.engine import batching, loop, random, rundir, state
@@ -41,6 +40,7 @@ from kdengine.engine.assembly import (
     trainable,
     waits_for_metric,
 )
+from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import measure
 from kdengine.engine.feed import Feed
@@ -54,7 +54,7 @@ from kdengine.engine.precision import Precision, PrecisionName
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.strategies import STRATEGIES, StrategyName
-from kdengine.engine.teacher import as_source
+from kdengine.engine.teacher import TeacherLike, as_source
 from kdengine.engine.update import by_kind
 from kdengine.host import Host
 
@@ -66,7 +66,8 @@ class Engine:
 
     Args:
         student: the model that trains.
-        teacher: a module (it is frozen), a :class:`~kdengine.TeacherSource`, or None for plain training.
+        teacher: a module (it is frozen), a :class:`~kdengine.TeacherSource`, several of these (whose distributions
+            are averaged), or None for plain training.
         losses: losses by label, or a sequence of them.
         weights: factor of each label: a number or a schedule; 1 where absent.
         optimizer: a ``torch.optim.Optimizer``, or ``fn(named_parameters)`` that makes one. A factory gets the
@@ -117,7 +118,7 @@ class Engine:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | TeacherSource | None = None,
+        teacher: TeacherLike | None = None,
         *,
         losses: Mapping[str, Loss] | Sequence[Loss] | Loss,
         optimizer: OptimizerLike | None = None,
@@ -150,7 +151,6 @@ class Engine:
         trace_hooks: bool = False,
     ) -> None:
         self.student = student
-        self.source = as_source(teacher)
         self.losses = name_losses(losses)
         self.weights = dict(weights or {})
         self.optimizer = optimizer
@@ -158,6 +158,7 @@ class Engine:
         self.loggers = loggers
         self.batch_transforms = list(batch_transforms)
         self.host = plugins if isinstance(plugins, Host) else Host(plugins)
+        self.source = as_source(teacher, self.host)
         self.metrics = make_metrics(metrics, self.host)
         self.accumulate = accumulate
         self.ema = ema
@@ -191,7 +192,7 @@ class Engine:
             gradient_shares=gradient_shares,
         )
         self._fit: Fit | None = None
-        self._foreign: tuple[Models, Objective, Precision] | None = None
+        self._built: tuple[Models, Objective, Precision] | None = None
 
     def fit(
         self,
@@ -342,8 +343,9 @@ class Engine:
         objective.place(self.runtime.device, next(self.student.parameters()).dtype)
         set_up_losses(objective, models, precision, self.runtime, self.host, example)
         if self.compile:
-            compile_student(self.student)
-        return models, objective, precision
+            compile_in_place(self.student)
+        self._built = models, objective, precision
+        return self._built
 
     def _enter(self, fit: Fit, resume: Resume) -> None:
         """Resume where asked, start the loggers, make sure that the state can be stored."""
@@ -439,7 +441,7 @@ class Engine:
             True
         """
         read = self._to_batch(batch)
-        models, objective, precision = self._for_foreign_loop(read)
+        models, objective, precision = self._models_for(read)
         objective.end_step()
         if progress is not None:
             objective.advance(progress)
@@ -460,17 +462,16 @@ class Engine:
 
         A foreign loop adds them to its optimizer.
         """
-        _, objective, _ = self._for_foreign_loop(self._to_batch(batch))
+        _, objective, _ = self._models_for(self._to_batch(batch))
         return [item for item in trainable(self.student, objective) if item[0].startswith("losses.")]
 
-    def _for_foreign_loop(self, example: Batch) -> tuple[Models, Objective, Precision]:
-        if self._foreign is None:
-            self._foreign = self._models(lambda: example)
-        return self._foreign
+    def _models_for(self, example: Batch) -> tuple[Models, Objective, Precision]:
+        """The models as they were last built: those of the last fit, where there was one."""
+        return self._built or self._models(lambda: example)
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float | None]:
         """The engine's metrics over a loader, for the student as it is now."""
-        models, _, precision = self._for_foreign_loop(self._to_batch(next(iter(loader))))
+        models, _, precision = self._models_for(self._to_batch(next(iter(loader))))
         return measure(
             loader,
             self.metrics,
@@ -479,11 +480,3 @@ class Engine:
             runtime=self.runtime,
             to_batch=self._to_batch,
         )
-
-
-def compile_student(student: nn.Module) -> None:
-    """Compile in place, with guards on hooks so that a feature hook set later is not compiled away."""
-    import torch._dynamo
-
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-    student.compile()

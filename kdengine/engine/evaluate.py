@@ -64,11 +64,11 @@ def measure(
         metric.reset()
     pooled = runtime.several and isinstance(loader, Loader)
     batches = 0
-    with random.preserved(), evaluation_mode(student), torch.no_grad():
+    with random.preserved(), evaluation_mode(student, *models.evolving), torch.no_grad():
         for item in loader.batches(0, share=runtime.share) if isinstance(loader, Loader) else loader:
             batch = place(to_batch(item), runtime.device)
             if teach:
-                batch.teacher = run_teacher(models, precision, batch, features=False)
+                batch.teacher = run_teacher(models, precision, unlabelled(batch), features=False)
             batch.student = run_student(models, precision, batch, model=student, features=False)
             if teach and models.align is not None:
                 models.align(batch)
@@ -81,6 +81,11 @@ def measure(
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
     return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """A batch as a teacher sees it in an evaluation: the answers are kept from it."""
+    return Batch(batch.inputs, None, batch.index, batch.mask, size=batch.size)
 
 
 def pool(batch: Batch, runtime: Runtime) -> Batch:
@@ -105,7 +110,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     if fit.calls.evaluate_start is not None:
         fit.calls.evaluate_start(context)
     model = fit.models.student if fit.models.average is None else fit.models.average.module
-    fit.runtime.replicate_buffers(model)
+    fit.runtime.replicate_buffers(model, *fit.models.evolving)
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
             values = {name: _number(value) for name, value in fit.evaluation(model).items()}

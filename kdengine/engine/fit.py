@@ -82,7 +82,7 @@ class Models:
     Attributes:
         student: the module that the user gave.
         source: the teacher's source, or None.
-        teacher: the source's first live module, or None.
+        teacher: the source's live module, a list of them where there are several, or None.
         guard: watches the frozen teacher, or None.
         student_features: captures what losses ask of the student; None where they ask nothing.
         teacher_features: the same for the teacher.
@@ -102,6 +102,21 @@ class Models:
     align: Callable[[Batch], None] | None
     average: AveragedModel | None
     teach: bool
+
+    @property
+    def evolving_source(self) -> TeacherSource | None:
+        """The source of a teacher that changes while the student trains."""
+        return self.source if self.source is not None and self.source.evolving else None
+
+    @property
+    def evolving(self) -> list[nn.Module]:
+        """The modules of a teacher that changes while the student trains."""
+        return [] if self.evolving_source is None else self.evolving_source.modules()
+
+    @property
+    def moving(self) -> list[nn.Module]:
+        """Every module that changes in a fit: those that must not where nothing is trained."""
+        return [self.student, *self.evolving]
 
 
 @dataclass(slots=True, eq=False)

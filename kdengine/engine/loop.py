@@ -216,8 +216,8 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
         fit.lr_scheduler.step()
     if fit.models.average is not None:
         fit.models.average.update_parameters(fit.models.student)
-    if fit.models.source is not None and fit.models.source.evolving:
-        fit.models.source.update(fit.models.student)
+    if fit.models.evolving_source is not None:
+        fit.models.evolving_source.update(fit.models.student)
     if fit.objective.remembering:
         fit.objective.end_step()
     if report is not None:

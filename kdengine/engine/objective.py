@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
-from kdengine.api.errors import nearest
+from kdengine.api.errors import LossError, nearest, of_loss
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -101,12 +101,16 @@ class Objective:
     def masks(self, batch: Batch) -> list[Tensor | None]:
         """Which items count for each term, from inputs and labels only."""
         masks: list[Tensor | None] = []
-        for _, loss in self._items:
-            valid = loss.valid(batch)
+        for label, loss in self._items:
+            try:
+                valid = loss.valid(batch)
+            except ConfigurationError as error:
+                raise of_loss(error, label) from error
             if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
-                raise ConfigurationError(
+                raise LossError(
                     f"{type(loss).__name__}.valid returned {describe(valid)}; a loss of scope 'batch' compares whole "
-                    "items, so expected None or one bool tensor (B,) for all its terms"
+                    "items, so expected None or one bool tensor (B,) for all its terms",
+                    label,
                 )
             for term in loss.terms:
                 mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
@@ -153,7 +157,10 @@ class Objective:
                 else:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
             seen = batch if loss.scope == "item" else counted(batch, masks[position])
-            part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
+            try:
+                part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
+            except ConfigurationError as error:
+                raise of_loss(error, label) from error
             total = part if total is None else total + part
             for term in loss.terms:
                 shares.append(sums[term])

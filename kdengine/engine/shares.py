@@ -20,7 +20,7 @@ def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
     """
     parameters = [p for p in fit.models.student.parameters() if p.requires_grad]
     names = fit.objective.names
-    with random.preserved(), evaluation_mode(fit.models.student, fit.objective.modules):
+    with random.preserved(), evaluation_mode(*fit.models.moving, fit.objective.modules):
         run_pair(fit.models, fit.precision, batch)
         norms = [_norm(fit, batch, position, parameters) for position in range(len(names))]
     total = sum(norms)

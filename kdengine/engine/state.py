@@ -13,7 +13,7 @@ import torch
 
 from kdengine._untrusted import shown
 from kdengine._version import __version__
-from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
+from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random
 from kdengine.engine.fit import Fit, Position
@@ -25,12 +25,10 @@ from kdengine.ops import backend_info
 
 def collect(fit: Fit) -> dict[str, Any]:
     """Everything that the next step depends on, as a tree for the codec."""
-    models = fit.models
     return {
         **_trained(fit),
         "lr_scheduler": None if fit.lr_scheduler is None else fit.lr_scheduler.state_dict(),
         "schedules": {name: schedule.state_dict() for name, schedule in fit.objective.scheduled.items()},
-        "teacher": models.source.state_dict() if models.source is not None and models.source.evolving else None,
         "plugins": {name: plugin.state_dict() for name, plugin in fit.stateful.items()},
         "loggers": fit.loggers.state_dict(),
         "position": {"epoch": fit.position.epoch, "batch": fit.position.batch, "step": fit.position.step},
@@ -51,14 +49,15 @@ def collect(fit: Fit) -> dict[str, Any]:
 
 def _trained(fit: Fit) -> dict[str, Any]:
     """What an update changes."""
-    average = fit.models.average
-    fit.runtime.replicate_buffers(fit.models.student, fit.objective.modules, *([] if average is None else [average]))
+    models, average = fit.models, fit.models.average
+    fit.runtime.replicate_buffers(*models.moving, fit.objective.modules, *([] if average is None else [average]))
     return {
         "student": dict(fit.models.student.state_dict()),
         "optimizer": fit.optimizer.state_dict(),
         "losses": dict(fit.objective.modules.state_dict()),
         "precision": fit.precision.state_dict(),
         "average": None if average is None else dict(average.state_dict()),
+        "teacher": None if models.evolving_source is None else models.evolving_source.state_dict(),
     }
 
 
@@ -118,6 +117,7 @@ def signature(fit: Fit) -> dict[str, Any]:
     return {
         "name": fit.settings.name,
         "student": _shape_of(fit.models.student),
+        "evolving teacher": _evolution(fit.models.evolving_source),
         "losses": {label: type(loss).__name__ for label, loss in fit.objective.losses.items()},
         "weights": {k: v for k, v in fit.objective.weights.items() if f"weights.{k}" not in fit.objective.schedules},
         "optimizer": type(fit.optimizer).__name__,
@@ -134,6 +134,14 @@ def signature(fit: Fit) -> dict[str, Any]:
 
 def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
     return {"class": class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
+
+
+def _evolution(source: TeacherSource | None) -> dict[str, Any] | None:
+    """Of a teacher that evolves: its kind and its size. A frozen one may be served by any source."""
+    if source is None:
+        return None
+    modules = source.modules()
+    return {"source": type(source).__name__, "parameters": sum(p.numel() for m in modules for p in m.parameters())}
 
 
 def resume(fit: Fit) -> bool:
@@ -209,8 +217,6 @@ def restore(fit: Fit, tree: dict[str, Any], path: Path) -> None:
             _replay_rate(fit, fresh, min(position.step, fit.steps))
     for name, schedule in fit.objective.scheduled.items():
         schedule.load_state_dict(tree["schedules"].get(name, {}))
-    if tree["teacher"] is not None and fit.models.source is not None:
-        fit.models.source.load_state_dict(tree["teacher"])
     for name, plugin in fit.stateful.items():
         if name in tree["plugins"]:
             plugin.load_state_dict(tree["plugins"][name])
@@ -292,23 +298,37 @@ def _restore_trained(fit: Fit, tree: dict[str, Any], path: Path) -> None:
         fit.precision.load_state_dict(tree["precision"])
         if fit.models.average is not None and tree["average"] is not None:
             fit.models.average.load_state_dict(tree["average"])
+        if fit.models.evolving_source is not None:
+            fit.models.evolving_source.load_state_dict(tree["teacher"])
     except (RuntimeError, ValueError, KeyError) as error:  # torch lists every tensor that differs
-        raise CheckpointError(f"{path} is of another student, optimizer or loss than those given: {error}") from error
+        raise CheckpointError(
+            f"{path} is of another student, optimizer, loss or evolving teacher than those given: {error}"
+        ) from error
 
 
 def _spread(fit: Fit, tree: dict[str, Any]) -> None:
     """Shard what a checkpoint holds whole, as one process or DDP wrote it, like the parameters it belongs to."""
-    average = fit.models.average
-    for present, stored in (
-        (fit.models.student.state_dict(), tree["student"]),
-        ({} if average is None else average.state_dict(), tree["average"]),
-    ):
-        for name, tensor in (stored or {}).items():
-            stored[name] = fit.strategy.like(present[name], tensor)
+    models = fit.models
+    present = {
+        "student": models.student.state_dict(),
+        "average": None if models.average is None else models.average.state_dict(),
+        "teacher": None if models.evolving_source is None else models.evolving_source.state_dict(),
+    }
+    for part, values in present.items():
+        tree[part] = _spread_like(fit, values, tree[part])
     for parameter, state in zip(fit.parameters, tree["optimizer"]["state"].values(), strict=False):
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[key] = fit.strategy.like(parameter, value)
+
+
+def _spread_like(fit: Fit, present: Any, stored: Any) -> Any:
+    """Each stored tensor of a tree, sharded where the present one in its place is."""
+    if isinstance(stored, torch.Tensor) and isinstance(present, torch.Tensor):
+        return fit.strategy.like(present, stored)
+    if isinstance(stored, dict) and isinstance(present, dict):
+        return {key: _spread_like(fit, present.get(key), value) for key, value in stored.items()}
+    return stored
 
 
 def _replay_rate(fit: Fit, fresh: list[dict[str, Any]], steps: int) -> None:

@@ -62,19 +62,28 @@ class Alone:
 
 
 class Replicated(Alone):
-    """PyTorch's DistributedDataParallel over the student and the losses' own parameters.
+    """PyTorch's DistributedDataParallel over the student, the losses' own parameters and a teacher that evolves.
 
     Args:
         student: the model that trains.
         losses: all loss modules.
+        evolving: the teacher's modules where it evolves: their buffers are kept alike like those of the student.
         unused: whether some parameter gets no gradient, for which DDP must look at every step.
         remembering: labels of losses that keep their buffers equal; DDP would send every memory at every forward pass.
     """
 
     name = "ddp"
 
-    def __init__(self, student: nn.Module, losses: nn.Module, *, unused: bool, remembering: Iterable[str] = ()) -> None:
-        trained = Trained(student, losses)
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: nn.Module,
+        evolving: Iterable[nn.Module] = (),
+        *,
+        unused: bool,
+        remembering: Iterable[str] = (),
+    ) -> None:
+        trained = Trained(student, losses, evolving)
         memories = tuple(f"losses.{label}." for label in remembering)
         kept = [name for name, _ in trained.named_buffers() if name.startswith(memories)] if memories else []
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained, kept)  # type: ignore[no-untyped-call]
@@ -91,12 +100,13 @@ class Replicated(Alone):
 
 
 class Trained(nn.Module):
-    """Student and losses as one module, for DDP: it sums the gradients of both, and its forward pass is any call."""
+    """All that changes as one module, for DDP: it sums gradients, and its forward pass is any call."""
 
-    def __init__(self, student: nn.Module, losses: nn.Module) -> None:
+    def __init__(self, student: nn.Module, losses: nn.Module, evolving: Iterable[nn.Module]) -> None:
         super().__init__()
         self.student = student
         self.losses = losses
+        self.evolving = nn.ModuleList(evolving)
 
     def forward(self, call: Callable[..., T], *args: Any) -> T:
         """Run the call; DDP finds the parameters it used from what it returns."""

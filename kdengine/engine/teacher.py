@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, TeacherSource
-from kdengine.api.batch import Batch, first_tensor
+from kdengine.api.batch import Batch
 from kdengine.api.processes import join
-from kdengine.engine.batching import call_model, move
+from kdengine.api.teacher import FrozenModel
+from kdengine.engine.batching import call_model, device_of, move
+from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.shards import local
+from kdengine.host import Host
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class LiveTeacher(TeacherSource):
+class LiveTeacher(FrozenModel):
     """A module that runs beside the student, frozen.
 
     Args:
@@ -46,7 +49,7 @@ class LiveTeacher(TeacherSource):
     ) -> None:
         if shard and device is not None:
             raise ConfigurationError("a sharded teacher runs on the device of its process: leave device out")
-        self.module = module
+        super().__init__(module)
         self.device = None if device is None else torch.device(device)
         self.dtype = dtype
         self.transform = transform
@@ -54,33 +57,42 @@ class LiveTeacher(TeacherSource):
         self.shard = shard
         self.mesh = mesh
 
-    def modules(self) -> list[nn.Module]:
-        """The module itself."""
-        return [self.module]
-
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it."""
-        self.module.eval().requires_grad_(False).to(device=self.device or device, dtype=self.dtype)
+        freeze(self.module)
+        self.module.to(device=self.device or device, dtype=self.dtype)
         if self.shard and join().world > 1:
             from kdengine.engine import fsdp
 
             fsdp.shard(self.module, mesh=self.mesh, frozen=True, by_layer=self.shard == "layers")
         if self.compile:
-            self.module.compile()
+            compile_in_place(self.module)
 
     def forward(self, batch: Batch) -> Any:
         """Run the module; its output comes back to the batch's device when it runs on another."""
         inputs = batch.inputs if self.transform is None else self.transform(batch.inputs)
         if self.device is None and self.dtype is None:
             return call_model(self.module, inputs)
-        home = _device_of(inputs)
+        home = device_of(inputs)
         output = call_model(self.module, _cast(move(inputs, self.device or home), self.dtype))
         return move(output, home)
 
 
-def _device_of(inputs: Any) -> torch.device:
-    tensor = first_tensor(inputs)
-    return torch.device("cpu") if tensor is None else tensor.device
+def freeze(module: nn.Module) -> None:
+    """Evaluation mode and no gradient, for scripted modules too.
+
+    Raises:
+        ConfigurationError: the module has no modes.
+    """
+    try:
+        module.eval()
+    except NotImplementedError as error:
+        raise ConfigurationError(
+            f"the teacher, a {type(module).__name__}, cannot be put into evaluation mode ({error}); give the module "
+            "that it was exported from, or torch.export.unflatten(program) of one exported in evaluation mode"
+        ) from error
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -91,15 +103,44 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value
 
 
-def as_source(teacher: nn.Module | TeacherSource | None) -> TeacherSource | None:
-    """A module becomes a :class:`LiveTeacher`; a source and None stay as they are."""
+TeacherLike: TypeAlias = nn.Module | TeacherSource | Sequence[nn.Module | TeacherSource]
+
+
+def as_source(teacher: TeacherLike | None, host: Host) -> TeacherSource | None:
+    """A module becomes a :class:`LiveTeacher`, several teachers an ensemble; a source and None stay as they are."""
     if teacher is None or isinstance(teacher, TeacherSource):
         return teacher
+    if isinstance(teacher, list | tuple | nn.ModuleList):
+        ensemble: TeacherSource = host.component("teachers", "builtin:ensemble").load()(list(teacher))
+        return ensemble
     if isinstance(teacher, nn.Module):
         return LiveTeacher(teacher)
     raise ConfigurationError(
-        f"teacher must be an nn.Module, a kdengine.TeacherSource or None, got {type(teacher).__name__}"
+        f"teacher must be an nn.Module, a kdengine.TeacherSource, a list of these or None, got {type(teacher).__name__}"
     )
+
+
+class SourceModel(nn.Module):
+    """What a source says, as a model: for whatever measures or compares models.
+
+    Its modules stay where the source has placed them.
+
+    Args:
+        source: placed on its device.
+    """
+
+    def __init__(self, source: TeacherSource) -> None:
+        super().__init__()
+        self.source = source
+        self.models = nn.ModuleList(source.modules())
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The teacher's output; it sees no labels."""
+        given: Any = named or (inputs[0] if len(inputs) == 1 else inputs)
+        return self.source.forward(Batch(given))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return self
 
 
 class FrozenGuard:

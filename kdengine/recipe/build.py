@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.engine.assembly import Named
 from kdengine.engine.engine import Engine
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.runtime import choose_device
 from kdengine.engine.teacher import LiveTeacher
+from kdengine.recipe.binder import Bound, MakeSchedule, group_options
 from kdengine.recipe.data import Data
-from kdengine.recipe.plan import Bound, MakeSchedule, Plan, group_options
+from kdengine.recipe.plan import Plan
 from kdengine.recipe.rates import make_rate
 from kdengine.recipe.schema import OptimizerTable
+from kdengine.recipe.teaching import ModelPlan, TeacherPlan
 
 
 def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> Callable[[Named], torch.optim.Optimizer]:
@@ -51,7 +54,7 @@ def make_engine(
     plan: Plan,
     data: Data,
     student: nn.Module,
-    teacher: nn.Module | None,
+    source: TeacherSource | None,
     *,
     name: str,
     seed: int,
@@ -67,7 +70,7 @@ def make_engine(
         plan: the checked recipe.
         data: its data.
         student: the model that trains.
-        teacher: the frozen teacher, or None.
+        source: the teacher's, or None.
         name: of the fit.
         seed: of the fit.
         out: its run directory.
@@ -77,8 +80,9 @@ def make_engine(
         trace_hooks: time the callbacks.
     """
     recipe, train = plan.recipe, plan.recipe.train
-    metrics = plan.own_metrics if teacher is None else plan.metrics
-    watched = metrics.get(recipe.evaluate.monitor or next(iter(metrics), ""))
+    metrics = plan.own_metrics if source is None else plan.metrics
+    monitor = recipe.evaluate.monitor if recipe.evaluate.monitor in metrics else None
+    watched = metrics.get(monitor or next(iter(metrics), ""))
     losses = {label: bound(items=len(data.train)) for label, bound in plan.losses.items()}
     weights = {
         label: weight() if isinstance(weight, MakeSchedule) else weight for label, weight in plan.weights.items()
@@ -88,7 +92,7 @@ def make_engine(
         weights = {}
     return Engine(
         student,
-        teacher if teacher is None else wrap_teacher(plan, data, teacher),
+        source,
         losses=losses,
         weights=weights,
         optimizer=optimizer_factory(plan.optimizer, recipe.optimizer),
@@ -115,29 +119,55 @@ def make_engine(
         evaluate_every=recipe.evaluate.every,
         checkpoint_every=train.checkpoint_every,
         keep=train.keep,
-        monitor=recipe.evaluate.monitor,
+        monitor=monitor,
         gradient_shares=True,
         trace_hooks=trace_hooks,
     )
 
 
-def wrap_teacher(plan: Plan, data: Data, teacher: nn.Module) -> nn.Module | TeacherSource:
-    """The teacher behind the source that the recipe names, or as it is."""
-    if plan.teacher_source is None:
-        assert plan.recipe.teacher is not None
-        return LiveTeacher(teacher, shard=plan.recipe.teacher.shard)
-    source: TeacherSource = plan.teacher_source(teacher, items=len(data.train))
+def make_source(teacher: TeacherPlan, data: Data, modules: Sequence[nn.Module]) -> TeacherSource:
+    """The teacher that a fit has: what the recipe puts around its models.
+
+    Args:
+        teacher: its plan.
+        data: of the run.
+        modules: its models, in their order.
+    """
+    sources = [_around(model, data, module) for model, module in zip(teacher.models, modules, strict=True)]
+    if teacher.source is None:
+        return sources[0]
+    source: TeacherSource = teacher.source(sources) if sources else teacher.source()
     return source
 
 
+def _around(model: ModelPlan, data: Data, module: nn.Module) -> TeacherSource:
+    """A model behind the source that its table names, or live."""
+    table = model.table
+    if model.source is None:
+        device = None if table.device is None else choose_device(table.device)
+        dtype = None if table.dtype is None else DTYPES[table.dtype]
+        return LiveTeacher(module, device=device, dtype=dtype, shard=table.shard)
+    source: TeacherSource = model.source(module, items=len(data.train))
+    return source
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def teacher_engine(
-    plan: Plan, data: Data, teacher: nn.Module, *, out: Path | None, steps_per_epoch: int, loggers: list[LoggerLike]
+    plan: Plan,
+    data: Data,
+    model: ModelPlan,
+    module: nn.Module,
+    *,
+    out: Path | None,
+    steps_per_epoch: int,
+    loggers: list[LoggerLike],
 ) -> Engine:
-    """The engine that trains the teacher on labels alone, as its ``train`` table says."""
-    table = plan.recipe.teacher
-    assert table is not None
-    assert table.train is not None, "only a teacher with a train table is trained"
-    training = table.train
+    """The engine that trains a teacher on labels alone, as its ``train`` table says."""
+    training = model.table.train
+    assert training is not None, "only a teacher with a train table is trained"
+    assert model.optimizer is not None, "what is trained has an optimizer"
     watched = next(iter(plan.own_metrics.values()), None)
     rate = make_rate(
         training.lr_schedule or plan.recipe.lr_schedule,
@@ -147,9 +177,9 @@ def teacher_engine(
     override = {} if training.lr is None else {"lr": training.lr}
     cross_entropy = plan.host.component("losses", "builtin:ce").load()
     return Engine(
-        teacher,
+        module,
         losses={"ce": cross_entropy(label_smoothing=training.label_smoothing)},
-        optimizer=optimizer_factory(plan.teacher_optimizer, training.optimizer or plan.recipe.optimizer, **override),
+        optimizer=optimizer_factory(model.optimizer, training.optimizer or plan.recipe.optimizer, **override),
         lr_scheduler=rate,
         metrics={name: bound() for name, bound in plan.own_metrics.items()},
         batch_transforms=[bound(**data.facts) for bound in plan.batch_transforms.values()],

@@ -11,8 +11,9 @@ import torch
 from kdengine.api import ConfigurationError
 from kdengine.api.batch import describe
 from kdengine.engine.loader import Loader
+from kdengine.recipe.binder import DETERMINISTIC, Bound
 from kdengine.recipe.labelled import UNLABELLED, Labelled
-from kdengine.recipe.plan import DETERMINISTIC, Bound, Plan
+from kdengine.recipe.plan import Plan
 
 
 class Composed:

@@ -15,8 +15,9 @@ from kdengine.engine.loader import Loader
 from kdengine.recipe.data import Data, make_data
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.run import student_fit as train_student
-from kdengine.recipe.teacher import cached_at, new_teacher
+from kdengine.recipe.teacher import Teacher, cached_at, untrained_teacher
 from kdengine.recipe.teacher import teacher_fit as train_teacher
+from kdengine.recipe.teaching import ModelPlan
 
 PROBE = 2
 """Items of the batch that is measured: one alone would be refused by batch normalisation."""
@@ -84,10 +85,9 @@ def estimate(plan: Plan) -> Estimate:
         KDEngineError: what a run would be refused for.
     """
     data = make_data(plan)
-    fits = []
-    note, teacher, trains = find_teacher(plan, data)
-    if trains and teacher is not None:
-        fits.append(teacher_fit(plan, data, teacher))
+    fits: list[FitEstimate] = []
+    teacher = untrained_teacher(plan, data)
+    note = find_teacher(plan, data, teacher, fits)
     engine, of_student = student_fit(plan, data, teacher)
     if plan.recipe.baseline:
         fits.append(student_fit(plan, data, teacher, alone=True)[1])
@@ -105,59 +105,53 @@ def estimate(plan: Plan) -> Estimate:
     )
 
 
-def find_teacher(plan: Plan, data: Data) -> tuple[str | None, nn.Module | None, bool]:
-    """Where the teacher would come from, the teacher, and whether it would be trained first."""
-    table = plan.recipe.teacher
-    if table is None or plan.teacher is None:
-        return None, None, False
-    module = new_teacher(plan, data)
-    if table.train is None:
-        return f"{table.use} from {table.checkpoint}", module, False
-    stored = cached_at(plan, data) / layout.SUMMARY
-    if stored.is_file():
-        return f"{table.use}, trained before and kept in the cache", module, False
-    return f"{table.use}, would be trained first and kept in the cache", module, True
+def find_teacher(plan: Plan, data: Data, teacher: Teacher | None, fits: list[FitEstimate]) -> str | None:
+    """Where the teacher's models would come from; the fits of those that would be trained first are added."""
+    if plan.teacher is None:
+        return None
+    if teacher is None:
+        return f"{plan.teacher.name}, would change with the student"
+    notes = []
+    for model, module in zip(plan.teacher.models, teacher.modules, strict=True):
+        if model.table.train is None:
+            notes.append(f"{model.name} from {model.table.checkpoint}")
+        elif (cached_at(plan, data, model) / layout.SUMMARY).is_file():
+            notes.append(f"{model.name}, trained before and kept in the cache")
+        else:
+            notes.append(f"{model.name}, would be trained first and kept in the cache")
+            fits.append(teacher_fit(plan, data, model, module, model.table.train.epochs))
+    return "; ".join(notes)
 
 
-def teacher_fit(plan: Plan, data: Data, teacher: nn.Module) -> FitEstimate:
-    """The fit that trains the teacher."""
-    table = plan.recipe.teacher
-    assert table is not None
-    assert table.train is not None, "a teacher without a train table is loaded"
-    engine, loader = train_teacher(plan, data, teacher, out=None, loggers=[])
-    batch_size = loader.order.batch_size
-    return measure(engine, loader.dataset, "teacher", [teacher], batch_size, table.train.epochs, len(loader))
+def teacher_fit(plan: Plan, data: Data, model: ModelPlan, module: nn.Module, epochs: int) -> FitEstimate:
+    """The fit that trains a teacher."""
+    engine, loader = train_teacher(plan, data, model, module, out=None, loggers=[])
+    return measure(engine, loader.dataset, model.role, loader.order.batch_size, epochs, len(loader))
 
 
-def student_fit(
-    plan: Plan, data: Data, teacher: nn.Module | None, *, alone: bool = False
-) -> tuple[Engine, FitEstimate]:
+def student_fit(plan: Plan, data: Data, teacher: Teacher | None, *, alone: bool = False) -> tuple[Engine, FitEstimate]:
     """A fit of the student, alone or under the teacher."""
     recipe, seed = plan.recipe, plan.recipe.train.seed
     engine, loader = train_student(plan, data, teacher, seed=seed, out=None, loggers=[], alone=alone)
-    student, steps = engine.student, -(-len(loader) // recipe.train.accumulate)
-    title = "student alone" if alone else "student" if teacher is None else "student distilled"
-    running = [student] if teacher is None else [student, teacher]
-    return engine, measure(engine, loader.dataset, title, running, recipe.data.batch_size, recipe.train.epochs, steps)
+    steps = -(-len(loader) // recipe.train.accumulate)
+    title = "student alone" if alone else "student" if engine.source is None else "student distilled"
+    return engine, measure(engine, loader.dataset, title, recipe.data.batch_size, recipe.train.epochs, steps)
 
 
-def measure(
-    engine: Engine, dataset: Any, name: str, running: list[nn.Module], batch_size: int, epochs: int, steps: int
-) -> FitEstimate:
+def measure(engine: Engine, dataset: Any, name: str, batch_size: int, epochs: int, steps: int) -> FitEstimate:
     """Count what an assembled fit holds.
 
     Args:
         engine: of the fit.
         dataset: its training set.
         name: of the fit.
-        running: the models that run; the first one trains.
         batch_size: items of a micro-batch.
         epochs: passes over the training set.
         steps: optimizer steps per epoch.
     """
     probe = Loader(dataset, min(PROBE, len(dataset)), shuffle=False, seed=0)
     batch = next(iter(probe))
-    kept = Kept([tensor for module in running for tensor in (*module.parameters(), *module.buffers())])
+    kept = Kept(held(engine))
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         engine.objective(batch)
     fit = engine.assemble(Feed(probe, 1, engine._to_batch), epochs=1)
@@ -166,12 +160,8 @@ def measure(
     fit.optimizer.step()
     return FitEstimate(
         name=name,
-        parameters=sum(parameter.numel() for parameter in running[0].parameters()),
-        weights=sum(
-            size(tensor)
-            for module in (*running, fit.objective.modules)
-            for tensor in (*module.parameters(), *module.buffers())
-        ),
+        parameters=sum(parameter.numel() for parameter in engine.student.parameters()),
+        weights=sum(map(size, held(engine))),
         gradients=sum(size(parameter) for parameter in fit.parameters),
         optimizer=sum(
             size(value) for state in fit.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
@@ -180,6 +170,12 @@ def measure(
         epochs=epochs,
         steps=steps * epochs,
     )
+
+
+def held(engine: Engine) -> list[Tensor]:
+    """Parameters and buffers of the models that run, and of the losses that are set up."""
+    modules = [engine.student, *([] if engine.source is None else engine.source.modules()), *engine.losses.values()]
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
 class Kept:

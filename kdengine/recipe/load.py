@@ -236,6 +236,8 @@ def _keys_at(path: tuple[str, ...]) -> list[str]:
     """The known keys of the table at a path."""
     model: Any = Recipe
     for key in path:
+        if key.isdecimal():  # a place in a list, whose type has been entered
+            continue
         field = model.model_fields.get(key)
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import random
 from kdengine.engine.batching import find_logits
 from kdengine.engine.evaluate import evaluation_mode
-from kdengine.recipe.plan import Bound
+from kdengine.recipe.binder import Bound
+from kdengine.recipe.teaching import ModelPlan
 
 
-def make_model(bound: Bound, facts: dict[str, Any], *, seed: int, role: str) -> nn.Module:
+def make_model(
+    bound: Bound,
+    facts: dict[str, Any],
+    *,
+    seed: int,
+    role: str,
+    path: str | None = None,
+    transforms: Sequence[Bound] = (),
+) -> nn.Module:
     """A new model whose first weights are a function of (seed, role).
 
     Args:
@@ -26,18 +36,58 @@ def make_model(bound: Bound, facts: dict[str, Any], *, seed: int, role: str) -> 
         facts: ``classes``, ``input_shape`` and ``input_dtype`` of the data.
         seed: of the run.
         role: ``student`` or ``teacher``; a student alone begins as the distilled one does.
+        path: of its table, for messages; the role when absent.
+        transforms: what its inputs go through before it sees them.
     """
+    title = f"[{path or role}] {bound.component.name}"
     random.seed_all(seed, "weights", role)
     try:
         model = bound(**facts)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigurationError(f"[{role}] {bound.component.name} cannot be made: {error}") from error
+        raise ConfigurationError(f"{title} cannot be made: {error}") from error
     if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"[{role}] {bound.component.name} gave a {type(model).__name__}, expected an nn.Module"
-        )
-    _try_input(model, facts, f"[{role}] {bound.component.name}")
+        raise ConfigurationError(f"{title} gave a {type(model).__name__}, expected an nn.Module")
+    transform_inputs(model, transforms)
+    _try_input(model, facts, title)
     return model
+
+
+def teaching_model(model: ModelPlan, facts: dict[str, Any], *, seed: int | None = None) -> nn.Module:
+    """A model that teaches, as it is before any training: from its checkpoint, where it has one.
+
+    Args:
+        model: its plan.
+        facts: of the data.
+        seed: of its first weights; that of its own training when absent.
+    """
+    table = model.table
+    own = 0 if table.train is None else table.train.seed
+    module = make_model(
+        model.factory,
+        facts,
+        seed=own if seed is None else seed,
+        role="teacher",
+        path=model.role,
+        transforms=model.transforms,
+    )
+    if table.checkpoint is not None:
+        load_weights(module, table.checkpoint, model.role)
+    return module
+
+
+def transform_inputs(model: nn.Module, transforms: Sequence[Bound]) -> None:
+    """Let a model see its inputs through transforms, wherever it is called; its weights keep their names."""
+    if not transforms:
+        return
+    steps = [make() for make in transforms]
+
+    def transform(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        first, *others = inputs
+        for step in steps:
+            first = step(first)
+        return (first, *others)
+
+    model.register_forward_pre_hook(transform)
 
 
 @torch.no_grad()

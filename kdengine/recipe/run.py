@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdengine.api import CheckpointError, ConfigurationError
+from kdengine.api import CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.processes import join
 from kdengine.engine import files, layout, rundir
 from kdengine.engine.assembly import Aligner, attached
@@ -24,15 +24,16 @@ from kdengine.engine.forward import check_outputs, run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.result import Result
-from kdengine.recipe.build import make_engine
+from kdengine.engine.teacher import SourceModel
+from kdengine.recipe.build import make_engine, make_source
 from kdengine.recipe.data import Data, make_data, test_loader, training_loader
 from kdengine.recipe.disagreements import Disagreements, find_disagreements, write_disagreements
 from kdengine.recipe.load import differences, dump, load, source_at
-from kdengine.recipe.models import load_weights, make_model
+from kdengine.recipe.models import load_weights, make_model, teaching_model
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.schema import Recipe
 from kdengine.recipe.summary import aggregate, entry, read_complete
-from kdengine.recipe.teacher import Teacher, get_teacher, new_teacher, teacher_fit
+from kdengine.recipe.teacher import Teacher, get_teacher, teacher_fit, untrained_teacher
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,12 @@ def rehearse(plan: Plan, data: Data) -> None:
         ConfigurationError: parts of the recipe do not fit each other.
         CheckpointError: a checkpoint cannot be read, or is of another model.
     """
-    teacher = None if plan.teacher is None else new_teacher(plan, data)
-    if teacher is not None and plan.recipe.teacher is not None and plan.recipe.teacher.train is not None:
-        engine, loader = teacher_fit(plan, data, teacher, out=None, loggers=[])
-        engine.assemble(Feed(loader, 1, to_batch))
+    teacher = untrained_teacher(plan, data)
+    if plan.teacher is not None and teacher is not None:
+        for model, module in zip(plan.teacher.models, teacher.modules, strict=True):
+            if model.table.train is not None:
+                engine, loader = teacher_fit(plan, data, model, module, out=None, loggers=[])
+                engine.assemble(Feed(loader, 1, to_batch))
     for alone in (True, False) if plan.recipe.baseline else (False,):
         engine, loader = student_fit(
             plan, data, teacher, seed=plan.recipe.train.seed, out=None, loggers=[], alone=alone
@@ -131,7 +134,7 @@ def rehearse(plan: Plan, data: Data) -> None:
 def try_batch(fit: Fit) -> None:
     """Run a few items through the models, to see that what the losses compare has the same classes."""
     models, batch = fit.models, place(fit.feed.example(), fit.runtime.device)
-    with attached(models), evaluation_mode(models.student):
+    with attached(models), evaluation_mode(*models.moving):
         run_pair(models, fit.precision, batch)
         check_outputs(fit, batch)
 
@@ -159,15 +162,16 @@ def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, 
         _, baseline = train(plan, data, teacher, options, seed, out / layout.BASELINE, alone=True)
     engine, result = train(plan, data, teacher, options, seed, out, alone=False)
     student = trained_student(plan, data, out, seed)
-    if teacher is not None:
-        found = compare_outputs(plan, data, student, teacher)
+    taught_by = None if engine.source is None else SourceModel(engine.source)
+    if taught_by is not None:
+        found = compare_outputs(plan, data, student, taught_by)
         on_main(lambda: write_disagreements(out, found, data.classes))
     stored = on_main(lambda: rundir.read_summary(out)) or {}
     summary = {
         **{key: value for key, value in stored.items() if key not in ("teacher", "baseline")},
         "name": recipe.name,
         "description": recipe.description,
-        "teacher": None if teacher is None else teacher_entry(plan, data, teacher),
+        "teacher": None if taught_by is None else teacher_entry(plan, data, taught_by, teacher),
         "baseline": None if baseline is None else entry(recipe.student.use, student, baseline),
         "student": entry(recipe.student.use, student, result),
         "data": data.describe(recipe.data.use, recipe.data.labelled, seed),
@@ -184,11 +188,11 @@ def write_recipe(out: Path, recipe: Recipe) -> None:
     files.write_text(out / layout.RECIPE, dump(recipe))
 
 
-def compare_outputs(plan: Plan, data: Data, student: nn.Module, teacher: Teacher) -> Disagreements:
+def compare_outputs(plan: Plan, data: Data, student: nn.Module, teacher: nn.Module) -> Disagreements:
     """Where student and teacher disagree on the test set."""
     classes = plan.recipe.train.classes
     align = None if classes is None else Aligner(classes)
-    return find_disagreements(student, teacher.module, test_loader(plan, data), align=align)
+    return find_disagreements(student, teacher, test_loader(plan, data), align=align)
 
 
 def train(
@@ -198,7 +202,7 @@ def train(
     engine, loader = student_fit(
         plan,
         data,
-        None if teacher is None else teacher.module,
+        teacher,
         seed=seed,
         out=out,
         loggers=options.loggers(),
@@ -214,7 +218,7 @@ def train(
 def student_fit(
     plan: Plan,
     data: Data,
-    teacher: nn.Module | None,
+    teacher: Teacher | None,
     *,
     seed: int,
     out: Path | None,
@@ -224,6 +228,7 @@ def student_fit(
 ) -> tuple[Engine, Loader]:
     """A new student's engine and the loader of its training set."""
     recipe = plan.recipe
+    source = teacher_source(plan, data, teacher, seed, alone=alone)
     student = make_model(plan.student, data.facts, seed=seed, role="student")
     if recipe.student.checkpoint is not None:
         load_weights(student, recipe.student.checkpoint, "student")
@@ -233,7 +238,7 @@ def student_fit(
         plan,
         data,
         student,
-        teacher,
+        source,
         name="student alone" if alone else "student",
         seed=seed,
         out=out,
@@ -245,6 +250,16 @@ def student_fit(
     return engine, loader
 
 
+def teacher_source(plan: Plan, data: Data, teacher: Teacher | None, seed: int, *, alone: bool) -> TeacherSource | None:
+    """What teaches a student; one that evolves is made anew for each, and does not exist for a student alone."""
+    if plan.teacher is None or (alone and plan.teacher.evolving):
+        return None
+    if teacher is not None:
+        return make_source(plan.teacher, data, teacher.modules)
+    modules = [teaching_model(model, data.facts, seed=seed) for model in plan.teacher.models]
+    return make_source(plan.teacher, data, modules)
+
+
 def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
     """The exported student of a run directory."""
     student = make_model(plan.student, data.facts, seed=seed, role="student")
@@ -252,15 +267,22 @@ def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
     return student
 
 
-def teacher_entry(plan: Plan, data: Data, teacher: Teacher) -> dict[str, Any]:
-    """The teacher's part of the summary, with its metrics on the same test set."""
-    assert plan.recipe.teacher is not None
+def teacher_entry(plan: Plan, data: Data, module: nn.Module, teacher: Teacher | None) -> dict[str, Any]:
+    """The teacher's part of the summary, with its metrics on the same test set.
+
+    Args:
+        plan: of the run.
+        data: of the run.
+        module: the teacher as a model, as it was when the student's training ended.
+        teacher: where it came from; None for one that evolved with the student.
+    """
+    assert plan.teacher is not None, "what has taught is in the plan"
     return {
-        "name": plan.recipe.teacher.use,
-        "metrics": measure(plan, data, teacher.module),
-        "parameters": rundir.count_parameters(teacher.module),
-        "seconds": teacher.seconds,
-        "cached": teacher.cached,
+        "name": plan.teacher.name,
+        "metrics": measure(plan, data, module),
+        "parameters": rundir.count_parameters(module),
+        "seconds": None if teacher is None else teacher.seconds,
+        "cached": teacher is not None and teacher.cached,
     }
 
 

@@ -77,14 +77,36 @@ class TeacherTrainTable(Table):
     lr_schedule: LRScheduleTable | None = Field(None, description="the recipe's when absent")
 
 
-class TeacherTable(ModelTable):
-    """The frozen teacher: a model with a checkpoint, or with a way to train it."""
+class TeacherModelTable(ComponentTable):
+    """A model that teaches: with a checkpoint, or with a way to train it."""
 
+    checkpoint: str | None = Field(None, description="weights to start from: .safetensors, or .pth (a state dict)")
     train: TeacherTrainTable | None = Field(None, description="how to train it; kept in a cache")
+    transforms: list[str | dict[str, Any]] = Field(
+        [],
+        description="what the student's inputs go through before this model sees them: another normalisation or size",
+    )
     source: str | dict[str, Any] | None = Field(None, description="teacher source; the live module when absent")
     shard: bool | Literal["layers"] = Field(
         False, description="several processes keep shards of it, by block or by layer, instead of copies"
     )
+    device: str | None = Field(None, description="where it runs: cpu, cuda:1; the student's device when absent")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="type of its parameters and inputs while it teaches"
+    )
+
+
+class MemberTable(TeacherModelTable):
+    """One of several teachers."""
+
+    use: str = Field(description="model: name, or plugin:name")
+
+
+class TeacherTable(TeacherModelTable):
+    """The teacher: a model with a checkpoint or with a way to train it, several of these, or what evolves by itself."""
+
+    use: str | None = Field(None, description="model: name, or plugin:name; required unless the source needs none")
+    members: list[MemberTable] = Field([], description="several teachers, as tables of this kind; 'source' unites them")
 
 
 class LossTable(ComponentTable):

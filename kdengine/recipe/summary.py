@@ -68,12 +68,17 @@ def entry(name: str, module: nn.Module, result: Result) -> dict[str, Any]:
 
 
 def aggregate(summaries: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """One summary of several seeds: students' numbers become ``{"mean", "sd", "n"}``; the teacher is the same for all.
+    """One summary of several seeds: students' numbers become ``{"mean", "sd", "n"}``.
+
+    A teacher that is the same for all stays as it is; one that evolved with each student is treated like them.
 
     ``pooled_sd`` is, per metric, ``sqrt((sd_alone^2 + sd_distilled^2) / 2)``.
     """
     combined = {**summaries[0], "seeds": list(seeds), "best": None}
     combined["student"] = _combine([summary["student"] for summary in summaries])
+    teachers = [summary["teacher"] for summary in summaries]
+    if any(teacher["metrics"] != teachers[0]["metrics"] for teacher in teachers if teachers[0] is not None):
+        combined["teacher"] = _combine(teachers)
     if summaries[0]["baseline"] is not None:
         combined["baseline"] = _combine([summary["baseline"] for summary in summaries])
         combined["pooled_sd"] = _pooled(combined["baseline"]["metrics"], combined["student"]["metrics"])

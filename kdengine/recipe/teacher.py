@@ -24,45 +24,64 @@ from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.runtime import choose_device
 from kdengine.recipe.build import teacher_engine
 from kdengine.recipe.data import Data, test_loader, training_loader
-from kdengine.recipe.models import load_weights, make_model
+from kdengine.recipe.models import load_weights, teaching_model
 from kdengine.recipe.plan import Plan
+from kdengine.recipe.teaching import ModelPlan
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher with its weights.
+    """The models of a frozen teacher, with their weights.
 
     Attributes:
-        module: the model.
-        seconds: how long its training took; None when it was loaded from a checkpoint.
-        cached: whether the cache had it.
+        modules: the models, in their order.
+        seconds: how long their training took; None where none was trained.
+        cached: whether the cache had all that are trained.
     """
 
-    module: nn.Module
+    modules: list[nn.Module]
     seconds: float | None
     cached: bool
 
 
 def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | None:
-    """Load the recipe's teacher, take it from the cache, or train it into the cache.
+    """Load the recipe's teacher, take it from the cache, or train it into the cache; None for one that evolves.
 
     A second process that wants the same teacher waits for the first; training that was interrupted goes on.
     """
-    table = plan.recipe.teacher
-    if table is None:
+    if plan.teacher is None or plan.teacher.evolving:
         return None
-    module = new_teacher(plan, data)
-    if table.train is None:
-        return Teacher(module, seconds=None, cached=False)
+    modules, seconds, cached = [], [], []
+    for model in plan.teacher.models:
+        modules.append(teaching_model(model, data.facts))
+        if model.table.train is not None:
+            took, had = _train(plan, data, model, modules[-1], model.table.train.epochs, loggers)
+            seconds.append(took)
+            cached.append(had)
+    known = [each for each in seconds if each is not None]
+    return Teacher(modules, seconds=sum(known) if known else None, cached=bool(cached) and all(cached))
+
+
+def untrained_teacher(plan: Plan, data: Data) -> Teacher | None:
+    """The recipe's frozen teacher as it is before any training."""
+    if plan.teacher is None or plan.teacher.evolving:
+        return None
+    return Teacher([teaching_model(model, data.facts) for model in plan.teacher.models], seconds=None, cached=False)
+
+
+def _train(
+    plan: Plan, data: Data, model: ModelPlan, module: nn.Module, epochs: int, loggers: list[LoggerLike]
+) -> tuple[float | None, bool]:
+    """Give a model the weights that its training comes to; how long that took, and whether the cache had them."""
     on_main = join().on_main
-    folder = on_main(lambda: cached_at(plan, data))
+    folder = on_main(lambda: cached_at(plan, data, model))
     with ExitStack() as locked:
         summary = on_main(lambda: _locked_summary(folder, locked))
         if summary is None:
-            engine, loader = teacher_fit(plan, data, module, out=folder, loggers=loggers)
-            engine.fit(loader, test_loader(plan, data), epochs=table.train.epochs, resume="auto")
-    load_weights(module, folder / layout.STUDENT, "teacher")
-    return Teacher(module, seconds=on_main(lambda: _seconds(folder)), cached=summary is not None)
+            engine, loader = teacher_fit(plan, data, model, module, out=folder, loggers=loggers)
+            engine.fit(loader, test_loader(plan, data), epochs=epochs, resume="auto")
+    load_weights(module, folder / layout.STUDENT, model.role)
+    return on_main(lambda: _seconds(folder)), summary is not None
 
 
 def _seconds(folder: Path) -> float:
@@ -81,36 +100,22 @@ def _locked_summary(folder: Path, locked: ExitStack) -> dict[str, Any] | None:
     return rundir.read_summary(folder)
 
 
-def new_teacher(plan: Plan, data: Data) -> nn.Module:
-    """The recipe's teacher as it is before any training: from its checkpoint, where it has one."""
-    table = plan.recipe.teacher
-    assert table is not None
-    assert plan.teacher is not None, "a recipe with a teacher has a plan with one"
-    seed = 0 if table.train is None else table.train.seed
-    module = make_model(plan.teacher, data.facts, seed=seed, role="teacher")
-    if table.checkpoint is not None:
-        load_weights(module, table.checkpoint, "teacher")
-    return module
-
-
 def teacher_fit(
-    plan: Plan, data: Data, module: nn.Module, *, out: Path | None, loggers: list[LoggerLike]
+    plan: Plan, data: Data, model: ModelPlan, module: nn.Module, *, out: Path | None, loggers: list[LoggerLike]
 ) -> tuple[Engine, Loader]:
-    """The engine that trains the teacher, and the loader of its training set."""
-    table = plan.recipe.teacher
-    assert table is not None
-    assert table.train is not None, "a plan's teacher has a checkpoint or a train table"
-    batch_size = table.train.batch_size or plan.recipe.data.batch_size
-    dataset = data.training_set(table.train.labelled, table.train.seed)
-    loader = training_loader(plan, dataset, batch_size=batch_size, seed=table.train.seed)
-    engine = teacher_engine(plan, data, module, out=out, steps_per_epoch=len(loader), loggers=loggers)
+    """The engine that trains a teacher, and the loader of its training set."""
+    training = model.table.train
+    assert training is not None, "a plan's teacher has a checkpoint or a train table"
+    batch_size = training.batch_size or plan.recipe.data.batch_size
+    dataset = data.training_set(training.labelled, training.seed)
+    loader = training_loader(plan, dataset, batch_size=batch_size, seed=training.seed)
+    engine = teacher_engine(plan, data, model, module, out=out, steps_per_epoch=len(loader), loggers=loggers)
     return engine, loader
 
 
-def cached_at(plan: Plan, data: Data) -> Path:
-    """The folder of the cache in which the recipe's trained teacher is, or would be."""
-    assert plan.recipe.teacher is not None
-    return teachers_folder() / f"{plan.recipe.teacher.use.replace(':', '-')}-{key(plan, data)}"
+def cached_at(plan: Plan, data: Data, model: ModelPlan) -> Path:
+    """The folder of the cache in which a trained teacher is, or would be."""
+    return teachers_folder() / f"{model.name.replace(':', '-')}-{key(plan, data, model)}"
 
 
 def teachers_folder() -> Path:
@@ -118,12 +123,11 @@ def teachers_folder() -> Path:
     return cache_folder() / "teachers"
 
 
-def key(plan: Plan, data: Data) -> str:
-    """A hash of everything that determines the teacher: recipe keys, data, versions, device and threads."""
+def key(plan: Plan, data: Data, model: ModelPlan) -> str:
+    """A hash of everything that determines a teacher: recipe keys, data, versions, device and threads."""
     recipe = plan.recipe
-    assert recipe.teacher is not None
     facts: dict[str, Any] = {
-        "teacher": recipe.teacher.model_dump(mode="json", exclude_none=True, exclude={"source", "shard"}),
+        "teacher": model.table.model_dump(mode="json", exclude_none=True, exclude=WHILE_TEACHING),
         "data": recipe.data.model_dump(mode="json", exclude_none=True, exclude={"labelled", "workers"}),
         "content": [_fingerprint(data.train), *data.classes],
         "optimizer": recipe.optimizer.model_dump(mode="json", exclude_none=True),
@@ -136,6 +140,10 @@ def key(plan: Plan, data: Data) -> str:
         "versions": [__version__, str(torch.__version__), *sorted(map(str, plan.host.versions().items()))],
     }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+WHILE_TEACHING = {"source", "shard", "device", "dtype", "members"}
+"""Keys of a teacher's table that do not change its weights."""
 
 
 def _fingerprint(dataset: Any) -> str:

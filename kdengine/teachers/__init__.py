@@ -9,4 +9,8 @@ kdengine_hook_version = 1
 @hookimpl
 def kdengine_teachers() -> Components:
     """Offer the builtin teacher sources."""
-    return {"cached": "kdengine.teachers.cached:CachedTeacher"}
+    return {
+        "cached": "kdengine.teachers.cached:CachedTeacher",
+        "ensemble": "kdengine.teachers.ensemble:Ensemble",
+        "ema": "kdengine.teachers.ema:EMA",
+    }

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from kdengine._untrusted import MIB, check_own, read_json, shown
-from kdengine.api import Batch, CheckpointError, ConfigurationError, TeacherSource
+from kdengine.api import Batch, CheckpointError, ConfigurationError
+from kdengine.api.batch import describe
+from kdengine.api.models import call_model
+from kdengine.api.teacher import FrozenModel
 
 FORMAT = 1
 _CLAIM_LIMIT = MIB
 _TABLE_NAME = re.compile(r"epoch-\d+\.([1-9]\d{0,9})\.f32", re.ASCII)
 
 
-class CachedTeacher(TeacherSource):
+class CachedTeacher(FrozenModel):
     """Serves logits from tables on the disk; the module runs only for a batch of which a row is missing.
 
     An input is known by (epoch, index): with :func:`kdengine.loader` its random transforms are a function of just
@@ -47,23 +50,20 @@ class CachedTeacher(TeacherSource):
     """
 
     gives_features = False
+    gives_logits = True
 
     def __init__(self, module: nn.Module, folder: str, items: int, per_epoch: bool = True) -> None:
         if items < 1:
             raise ConfigurationError(f"items is the number of items of the training set, at least 1; got {items}")
-        self.module = module
+        super().__init__(module)
         self.folder = Path(folder)
         self.items = items
         self.per_epoch = per_epoch
         self._table: tuple[int, Table] | None = None
 
-    def modules(self) -> list[nn.Module]:
-        """The module behind the cache."""
-        return [self.module]
-
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it; the folder is not touched before the first training batch."""
-        self.module.eval().requires_grad_(False).to(device)
+        super().place(device)
         self._table = None
 
     def forward(self, batch: Batch) -> Any:
@@ -80,12 +80,10 @@ class CachedTeacher(TeacherSource):
         return logits
 
     def _run(self, inputs: Any) -> Tensor:
-        output = self.module(**inputs) if isinstance(inputs, dict) else self.module(inputs)
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if logits is None and isinstance(output, dict):
-            logits = output.get("logits")
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ConfigurationError("the cached teacher must return logits (B, V), as a tensor or as .logits")
+        logits = self.find_logits(call_model(self.module, inputs))
+        if logits is None or logits.ndim != 2:
+            seen = "no logits" if logits is None else describe(logits)
+            raise ConfigurationError(f"the cached teacher must return logits (B, V), its model gave {seen}")
         return logits
 
     def _table_of(self, epoch: int) -> Table:

@@ -32,6 +32,7 @@ def test_normalize_is_per_channel_and_takes_images():
     pixels = torch.rand(2, 3, 3)
     expected = torch.stack([(pixels[0] - 0.5) / 0.1, (pixels[1] - 0.2) / 2.0])
     torch.testing.assert_close(t.Normalize([0.5, 0.2], [0.1, 2.0])(pixels), expected)
+    torch.testing.assert_close(t.Normalize([0.5, 0.2], [0.1, 2.0])(pixels.expand(3, *pixels.shape))[2], expected)
     assert t.Normalize([0.5], [0.5])(Image.new("RGB", (2, 2), "white")).eq(1.0).all()
     assert t.Normalize([0.5], [0.5])(pixels.double()).dtype == torch.float64
 

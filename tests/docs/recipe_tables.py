@@ -17,6 +17,7 @@ TABLES = {
     "Top level": schema.Recipe,
     "`[data]`": schema.DataTable,
     "`[teacher]`": schema.TeacherTable,
+    "`[[teacher.members]]`": schema.MemberTable,
     "`[teacher.train]`": schema.TeacherTrainTable,
     "`[student]`": schema.ModelTable,
     "`[losses.LABEL]`": schema.LossTable,

@@ -10,7 +10,7 @@ from kdengine.engine.feed import Feed
 from kdengine.recipe.build import optimizer_factory
 from kdengine.recipe.data import make_data
 from kdengine.recipe.run import student_fit
-from kdengine.recipe.teacher import new_teacher, teacher_fit
+from kdengine.recipe.teacher import teacher_fit, untrained_teacher
 
 from .conftest import SMALL
 
@@ -57,8 +57,8 @@ def test_what_the_optimizer_refuses_is_told_with_its_table(plan_of, net):
 
 def assembled(plan, *, alone: bool = False, teacher: bool = True):
     data = make_data(plan)
-    module = new_teacher(plan, data) if teacher else None
-    engine, loader = student_fit(plan, data, module, seed=0, out=None, loggers=[], alone=alone)
+    untrained = untrained_teacher(plan, data) if teacher else None
+    engine, loader = student_fit(plan, data, untrained, seed=0, out=None, loggers=[], alone=alone)
     return engine, engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch), epochs=3)
 
 
@@ -100,7 +100,8 @@ def test_plateau_watches_the_monitored_metric_in_its_own_direction(plan_of):
 def test_the_teacher_trains_on_labels_alone_with_its_own_rate_and_optimizer(plan_of):
     plan = plan_of(SMALL, "teacher.train.optimizer={ use = 'sgd', momentum = 0.5 }", "teacher.train.batch_size=500")
     data = make_data(plan)
-    engine, loader = teacher_fit(plan, data, new_teacher(plan, data), out=None, loggers=[])
+    (module,), (model,) = untrained_teacher(plan, data).modules, plan.teacher.models
+    engine, loader = teacher_fit(plan, data, model, module, out=None, loggers=[])
     fit = engine.assemble(Feed(loader, 1, to_batch))
     assert list(fit.objective.losses) == ["ce"]
     assert list(fit.metrics) == ["top1"]

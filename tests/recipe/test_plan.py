@@ -181,6 +181,6 @@ def test_test_inputs_go_through_what_draws_nothing_unless_the_recipe_says_otherw
 
 def test_the_teacher_may_have_an_optimizer_of_its_own_with_checked_arguments(plan_of):
     plan = plan_of(SMALL, "teacher.train.optimizer={ use = 'adam', betas = [0.5, 0.9] }")
-    assert plan.teacher_optimizer.values == {"betas": (0.5, 0.9)}
-    assert plan_of(SMALL).teacher_optimizer is not None
+    assert plan.teacher.models[0].optimizer.values == {"betas": (0.5, 0.9)}
+    assert plan_of(SMALL).teacher.models[0].optimizer.component.name == "adam"
     assert complaints(plan_of, SMALL, "teacher.train.optimizer={ use = 'adam', betas = ['a', 0.9] }")

@@ -16,7 +16,8 @@ from kdengine.host import Host
 from kdengine.recipe.data import make_data
 from kdengine.recipe.load import Source, load
 from kdengine.recipe.plan import make_plan
-from kdengine.recipe.teacher import Teacher, get_teacher, key, teachers_folder
+from kdengine.recipe.teacher import Teacher, get_teacher, teachers_folder
+from kdengine.recipe.teacher import key as key_of
 
 from .conftest import SMALL
 
@@ -28,7 +29,11 @@ def teach(plan) -> Teacher:
 
 
 def weights(teacher: Teacher) -> list[torch.Tensor]:
-    return [value.clone() for value in teacher.module.state_dict().values()]
+    return [value.clone() for module in teacher.modules for value in module.state_dict().values()]
+
+
+def key(plan, data):
+    return key_of(plan, data, plan.teacher.models[0])
 
 
 def records(folder: Path) -> list[dict]:
@@ -128,7 +133,7 @@ def test_content_of_the_data_threads_and_plugins_change_the_key(plan_of):
 
 def test_a_teacher_with_a_checkpoint_leaves_the_cache_alone(plan_of, cache, tmp_path):
     trained = teach(plan_of())
-    torch.save(trained.module.state_dict(), tmp_path / "teacher.pth")
+    torch.save(trained.modules[0].state_dict(), tmp_path / "teacher.pth")
     text = SMALL.replace("train = { epochs = 2, lr = 0.01 }", f"checkpoint = '{tmp_path / 'teacher.pth'}'")
     kept = sorted(cache.rglob("*"))
     loaded = teach(plan_of(text))

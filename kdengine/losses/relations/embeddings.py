@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, ConfigurationError, Needs
+from kdengine.api import Batch, ConfigurationError, Loss, Needs
 from kdengine.api.loss import wide
-from kdengine.losses.hints.pairs import FeatureLoss, Paths
+from kdengine.losses.hints.pairs import FeatureLoss, Pair, Paths
 
 
 class EmbeddingLoss(FeatureLoss):
@@ -31,16 +31,19 @@ class EmbeddingLoss(FeatureLoss):
                 f"{type(self).__name__.lower()}: student={student!r} and teacher={teacher!r}: expected paths of "
                 "features in both models, or none, which compares the logits"
             )
-        super().__init__(() if student is None else student, () if teacher is None else teacher)
-        self.pool = pool
-        if student is None:
+        if student is None or teacher is None:
+            Loss.__init__(self)
+            self.student = self.teacher = ()
             self.needs = Needs()
+        else:
+            super().__init__(student, teacher)
+        self.pool = pool
 
     def embeddings(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """For each pair, a vector of every item in both models: ``(B, D)`` and ``(B, D')``, float32 or wider."""
         if self.needs.logits:
             student = wide(batch.student.logits)
-            pairs = [(student, batch.teacher.logits.to(student.dtype))]
+            pairs = [Pair(student, batch.teacher.logits.to(student.dtype))]
         else:
             pairs = self.pairs(batch)
         return [(vectors(student, self.pool), vectors(teacher, self.pool)) for student, teacher in pairs]

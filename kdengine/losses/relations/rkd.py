@@ -95,6 +95,7 @@ def distances(differences: Tensor) -> Tensor:
 
 
 def angles(differences: Tensor) -> Tensor:
-    """``(B, B, B)``: at ``[j, i, k]`` the cosine of the angle at item j between items i and k."""
+    """``(B, B, B)``: at ``[j, i, k]`` the cosine of the angle at item j between items i and k; 0 for i = k."""
     sides = unit(differences)
-    return sides @ sides.transpose(1, 2)
+    same = torch.eye(len(sides), dtype=torch.bool, device=sides.device)
+    return (sides @ sides.transpose(1, 2)).masked_fill(same, 0.0)

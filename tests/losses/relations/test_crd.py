@@ -413,7 +413,7 @@ def test_stopped_after_a_step_and_resumed_gives_the_same_bits(tmp_path, at, neve
 
 
 def of_all():
-    """A fit whose last batch has one item, of which a second process has none; its student, and its loss' state."""
+    """A fit whose last batch has one item, and none of them for a second process; its student and the loss's state."""
     loss = CRD(items=33, feat_dim=8, nce_k=12)
     student = mlp(dtype=torch.float64)
     trained = engine(student, mlp(32, dtype=torch.float64), losses={"crd": loss}, weights={}, seed=0, accumulate=2)

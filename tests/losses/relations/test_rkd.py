@@ -26,14 +26,15 @@ def relative_distances(rows):
 
 
 def cosines(rows):
-    """<e_ij, e_kj> with e_ij = (x_i - x_j) / |x_i - x_j|, section 3.2.2."""
+    """<e_ij, e_kj> with e_ij = (x_i - x_j) / |x_i - x_j|, section 3.2.2; 0 where i, j, k are not three items."""
     found = {}
     for i, a in enumerate(rows):
         for j, b in enumerate(rows):
             for k, c in enumerate(rows):
                 one, other = ([x - y for x, y in zip(side, b, strict=True)] for side in (a, c))
                 sizes = math.hypot(*one) * math.hypot(*other)
-                found[i, j, k] = sum(x * y for x, y in zip(one, other, strict=True)) / sizes if sizes else 0.0
+                product = sum(x * y for x, y in zip(one, other, strict=True))
+                found[i, j, k] = product / sizes if sizes and i != k else 0.0
     return found
 
 
