@@ -45,7 +45,7 @@ class CRD(EmbeddingLoss):
       rows instead of the first batch, which know as little of the bank: Z does not depend on how batches are cut.
     * 1e-7 is not added to the denominator of h, whose logarithms are exact.
 
-    ``nce_t`` is the temperature of a contrast, not of soft targets: the value is not multiplied by its square.
+    nce_t is the temperature of a contrast, not of soft targets: the value is not multiplied by its square.
 
     Cost: two products of a B x D with a D x M matrix, and three matrices B x M for a moment, whatever K is.
 
@@ -56,7 +56,7 @@ class CRD(EmbeddingLoss):
         items: M, the number of items of the data set, whose positions the loader gives; a recipe fills it in.
         feat_dim: D, the width of the embeddings.
         nce_k: K, negatives of each item.
-        nce_t: temperature of the inner products, above 0.
+        nce_t: temperature of the inner products.
         momentum: share of the old embedding in the banks, from 0 to below 1.
         student: path of one feature in the student; None for the logits. The paper takes the last embedding.
         teacher: path of one feature in the teacher.
