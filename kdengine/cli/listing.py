@@ -100,3 +100,21 @@ def show(
         tables.show_json([item.facts() for item in found])
         return
     typer.echo("\n\n".join(item.text() for item in found))
+
+
+@plugins_app.command("check")
+def check(
+    package: Annotated[str, typer.Argument(help="An installed plugin or its distribution, a file, or a module.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME.ARGUMENT=VALUE", help="Give a component an argument.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="SHAPE", help="Shape of features without the batch, such as 8,4,4.")
+    ] = None,
+    processes: Annotated[bool, typer.Option("--processes", help="Also run each loss in two processes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put every component of a plugin through the test kit; print the certificates of its losses."""
+    from kdengine.cli import checking
+
+    checking.check(package, settings or (), features, processes=processes, as_json=as_json)

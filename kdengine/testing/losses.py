@@ -114,7 +114,7 @@ def _quiet() -> Iterator[None]:
 @promises("construction", "the factory gives a kdengine.Loss, and setup runs on a batch of two items")
 def construction(case: Case, trial: Trial) -> None:
     """Without it nothing else can be tried."""
-    trial.tries(f"{case.name} with {len(case.arguments)} arguments")
+    trial.tries("the factory, setup and the parameters in float64")
     case.make()
 
 

@@ -4,23 +4,61 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from kdengine.api import Batch, KDEngineError, Metric
+from kdengine.api import Batch, ConfigurationError, KDEngineError, Metric
+from kdengine.api.errors import nearest
 from kdengine.engine.metrics import make_metrics
 from kdengine.host import KINDS, Component, Host
 from kdengine.host.builtins import BUILTINS
-from kdengine.recipe.signature import arguments
+from kdengine.host.discovery import Installed
+from kdengine.recipe.signature import arguments, check_arguments
+from kdengine.testing.certificate import Certificate
 from kdengine.testing.loggers import check_logger
-from kdengine.testing.losses import check_loss
+from kdengine.testing.losses import certify_loss, check_loss
 from kdengine.testing.report import fail, require, require_finite
-from kdengine.testing.samples import CLASSES, WIDTH, random_output
+from kdengine.testing.samples import CLASSES, WIDTH, Shapes, random_output
 from kdengine.testing.schedules import check_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one component.
+
+    Attributes:
+        component: what the plugin offers.
+        outcome: ``"certified"`` (a loss) or ``"checked"``, ``"signature only"``, or ``"failed"``.
+        message: what failed, or what must be given before it can be made.
+        certificate: of a loss that could be made.
+    """
+
+    component: Component
+    outcome: Literal["certified", "checked", "signature only", "failed"]
+    message: str = ""
+    certificate: Certificate | None = None
+
+    @property
+    def line(self) -> str:
+        """The report in one line."""
+        message = f" ({self.message})" if self.message else ""
+        return f"{self.component.kind} {self.component.name}: {self.outcome}{message}"
+
+    def facts(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return {
+            "kind": self.component.kind,
+            "name": self.component.name,
+            "outcome": self.outcome,
+            "message": self.message,
+            "certificate": None if self.certificate is None else self.certificate.facts(),
+        }
 
 
 def check_plugin(package: str | object) -> list[str]:
@@ -42,8 +80,12 @@ def check_plugin(package: str | object) -> list[str]:
         >>> check_plugin("kdengine.schedules")[0]
         'schedules constant: signature only'
     """
+    try:
+        components = offered(package)
+    except KDEngineError as error:
+        fail(str(package), str(error), error)
     lines = []
-    for component in offered(package):
+    for component in components:
         factory = _load(component)
         _check_documented(component, factory)
         check = CHECKS.get(component.kind)
@@ -54,20 +96,94 @@ def check_plugin(package: str | object) -> list[str]:
     return lines
 
 
-def offered(package: str | object) -> list[Component]:
-    """Everything that the plugin offers, of every kind."""
-    dotted = package.__name__ if isinstance(package, ModuleType) else package
-    builtin = dotted in BUILTINS if isinstance(dotted, str) else False
+def examine_plugin(
+    package: str | object,
+    *,
+    arguments: Mapping[str, Mapping[str, Any]] | None = None,
+    features: Shapes = None,
+    processes: bool = False,
+) -> Iterator[Report]:
+    """Go through every component as :func:`check_plugin` does, whatever fails; losses get their certificates.
+
+    Args:
+        package: as for :func:`check_plugin`, or the distribution or module of an installed plugin.
+        arguments: of components by their names, for those that cannot be made without.
+        features: as for :func:`kdengine.testing.certify_loss`.
+        processes: likewise.
+
+    Raises:
+        ConfigurationError: there is no such plugin, or an argument is not the component's.
+        PluginError: the plugin is broken.
+    """
+    components = offered(package)
+    given = arguments or {}
+    _check_given(components, given)
+    for component in components:
+        yield _examine(component, given.get(component.name, {}), features, processes)
+
+
+def _examine(component: Component, given: Mapping[str, Any], features: Shapes, processes: bool) -> Report:
+    check = CHECKS.get(component.kind)
     try:
-        host = Host([] if builtin else [package], autoload=False)
-        found = [component for kind in KINDS for component in host.components(kind)]
-    except KDEngineError as error:
-        fail(str(package), str(error), error)
-    if not builtin:
-        return [component for component in found if component.plugin == host.acting[0].name]
-    module = importlib.import_module(str(dotted))
-    own = {kind: set(getattr(module, f"kdengine_{kind}", dict)()) for kind in KINDS}
-    return [component for component in found if component.name in own[component.kind]]
+        factory = _load(component)
+        _check_documented(component, factory)
+        missing = [name for name in required(component, factory) if name not in given]
+        if check is None or missing:
+            needs = f"{', '.join(missing)} must be given" if check is not None else ""
+            return Report(component, "signature only", needs)
+        if component.kind == "losses":
+            certificate = certify_loss(factory, features=features, processes=processes, **given)
+            if certificate.held:
+                return Report(component, "certified", "", certificate)
+            return Report(component, "failed", certificate.summary(), certificate)
+        check(factory, **given)
+    except AssertionError as error:
+        return Report(component, "failed", str(error))
+    return Report(component, "checked")
+
+
+def _check_given(components: Sequence[Component], given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse arguments that no component has."""
+    by_name = {component.name: component for component in reversed(components)}
+    for name, values in given.items():
+        if name not in by_name:
+            raise ConfigurationError(
+                f"arguments are given for {name!r}, which is not offered; {nearest(name, by_name)}"
+            )
+        _, problems = check_arguments(arguments(by_name[name].load()), values, (name,))
+        wrong = [problem for problem in problems if problem.path[-1] in values]
+        if wrong:
+            raise ConfigurationError("; ".join(f"{'.'.join(item.path)}: {item.message}" for item in wrong))
+
+
+def offered(package: str | object) -> list[Component]:
+    """Everything that the plugin offers, of every kind.
+
+    Raises:
+        ConfigurationError: there is no such plugin.
+        PluginError: it is broken.
+    """
+    dotted = package.__name__ if isinstance(package, ModuleType) else package
+    if isinstance(dotted, str) and dotted in BUILTINS:
+        module = importlib.import_module(dotted)
+        own = {kind: set(getattr(module, f"kdengine_{kind}", dict)()) for kind in KINDS}
+        return [component for component in _components(Host(autoload=False)) if component.name in own[component.kind]]
+    host = Host([_plugin_of(package) if isinstance(package, str) else package], autoload=False)
+    return [component for component in _components(host) if component.plugin == host.acting[0].name]
+
+
+def _components(host: Host) -> list[Component]:
+    return [component for kind in KINDS for component in host.components(kind)]
+
+
+def _plugin_of(package: str) -> str:
+    """The plugin that an installed distribution or module of this name has; else the name as it is."""
+    installed = Installed()
+    if package not in installed:
+        for plugin in installed:
+            if package in (plugin.distribution, plugin.source):
+                return plugin.name
+    return package
 
 
 def _load(component: Component) -> Callable[..., Any]:
@@ -98,19 +214,20 @@ def _is_foreign(factory: Callable[..., Any]) -> bool:
     return home in ("torch", "torchvision")
 
 
-def required(component: Component, factory: Callable[..., Any]) -> bool:
-    """Whether something must be given before it can be made."""
+def required(component: Component, factory: Callable[..., Any]) -> list[str]:
+    """The arguments that must be given before it can be made."""
     if component.kind == "projectors":
-        return False
-    return any(argument.required for argument in arguments(factory).values())
+        return []
+    return [name for name, argument in arguments(factory).items() if argument.required]
 
 
-def check_metric(factory: Callable[..., Any]) -> None:
+def check_metric(factory: Callable[..., Any], **arguments: Any) -> None:
     """Take in two batches, compute, forget."""
     name = getattr(factory, "__name__", "metric")
     generator = torch.Generator().manual_seed(0)
     is_metric = isinstance(factory, type) and issubclass(factory, Metric)
-    metric = make_metrics({name: factory}, Host(autoload=False))[name] if not is_metric else factory()
+    given = factory(**arguments) if is_metric else partial(factory, **arguments)
+    metric = make_metrics({name: given}, Host(autoload=False))[name]
     results = []
     for _ in range(2):
         metric.reset()
@@ -131,12 +248,12 @@ def _labelled(size: int, generator: torch.Generator) -> Batch:
     return batch
 
 
-def check_projector(factory: Callable[..., Any]) -> None:
+def check_projector(factory: Callable[..., Any], **arguments: Any) -> None:
     """Between vectors, from one width to another; a projector for maps may refuse vectors."""
     name = getattr(factory, "__name__", "projector")
     for student, teacher in (((WIDTH,), (8,)), ((WIDTH, 4, 4), (8, 2, 2))):
         try:
-            module = factory(student, teacher)
+            module = factory(student, teacher, **arguments)
         except ValueError:
             continue
         require(isinstance(module, nn.Module), name, f"gives a {type(module).__name__}; expected an nn.Module")
@@ -149,7 +266,7 @@ def check_projector(factory: Callable[..., Any]) -> None:
         require_finite(name, "its output", [output])
 
 
-CHECKS: dict[str, Callable[[Callable[..., Any]], object]] = {
+CHECKS: dict[str, Callable[..., object]] = {
     "losses": check_loss,
     "schedules": check_schedule,
     "loggers": check_logger,
