@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
 from kdengine.api.errors import nearest
+from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -25,13 +26,17 @@ class Objective:
     Args:
         losses: loss modules by label.
         weights: factor of each label, a number or a schedule; 1 where absent.
+        mutual: whether the teacher learns too, by copies of the losses.
 
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
         term_weights: the current weight of each term, in the same order.
+        peers: labels of the teacher's losses, where it learns.
     """
 
-    def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule]) -> None:
+    def __init__(
+        self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule], *, mutual: bool = False
+    ) -> None:
         for label, loss in losses.items():
             if not isinstance(loss, Loss):
                 raise ConfigurationError(
@@ -41,6 +46,9 @@ class Objective:
         for label in weights:
             if label not in losses:
                 raise ConfigurationError(f"weights names {label!r}, which is no loss; {nearest(label, losses)}")
+        peers = peer_losses(losses) if mutual else {}
+        losses, weights = {**losses, **peers}, {**weights, **peer_weights(weights, peers)}
+        self.peers = frozenset(peers)
         self.losses = dict(losses)
         self.modules = nn.ModuleDict(losses)
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
@@ -119,6 +127,12 @@ class Objective:
                 masks[position] = None
         return counts
 
+    def view(self, label: str, batch: Batch) -> Batch:
+        """The batch as a loss sees it: where the teacher learns too, each model is still while the other learns."""
+        if not self.peers or not batch.has_teacher or self.losses[label].needs.teacher_gradients:
+            return batch
+        return exchanged(batch) if label in self.peers else settled(batch)
+
     def evaluate(
         self, batch: Batch, masks: Masks, counts: Sequence[int], divisors: Sequence[int], scale: Weight = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
@@ -145,8 +159,9 @@ class Objective:
                     weights[term] = factor
                 else:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
-            seen = batch if loss.scope == "item" else counted(batch, masks[position])
-            part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
+            view = self.view(label, batch)
+            seen = view if loss.scope == "item" else counted(view, masks[position])
+            part, sums = nothing(loss, view) if seen is None else loss.weighted_sum(seen, weights)
             total = part if total is None else total + part
             for term in loss.terms:
                 shares.append(sums[term])
