@@ -160,7 +160,11 @@ class Objective:
                 else:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
             view = self.view(label, batch)
-            seen = view if loss.scope == "item" else counted(view, masks[position])
+            seen: Batch | None = view
+            if self.weights[label] == 0.0 and not remembers(loss):
+                seen = None
+            elif loss.scope == "batch":
+                seen = counted(view, masks[position])
             part, sums = nothing(loss, view) if seen is None else loss.weighted_sum(seen, weights)
             total = part if total is None else total + part
             for term in loss.terms:
@@ -177,6 +181,14 @@ def counted(batch: Batch, mask: Tensor | None) -> Batch | None:
         return batch if batch.size else None
     items = mask.nonzero().flatten()
     return batch.take(items) if len(items) else None
+
+
+def remembers(loss: Loss) -> bool:
+    """Whether computing a loss leaves something behind in it: a memory bank, running statistics.
+
+    Another one is left out while its weight is 0, as in a stage of training that is not its own.
+    """
+    return next(loss.buffers(), None) is not None or type(loss).get_extra_state is not nn.Module.get_extra_state
 
 
 def nothing(loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
