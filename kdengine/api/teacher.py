@@ -22,6 +22,8 @@ class TeacherSource(ABC):
 
     Attributes:
         evolving: whether the source changes while the student trains.
+        learns: of an evolving source: whether the engine trains its modules beside the student, by the student's losses
+            with the roles exchanged. Their parameters join the optimizer, and :meth:`forward` keeps its graph.
         wraps: what its constructor takes first when a recipe names it: the teacher's ``"model"``, a list with the
             ``"sources"`` of several, or ``"nothing"`` where the source needs the student alone.
         gives_features: whether its modules run for every batch, so that features can be captured.
@@ -30,6 +32,7 @@ class TeacherSource(ABC):
     """
 
     evolving: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
     wraps: ClassVar[Literal["model", "sources", "nothing"]] = "model"
     gives_features: bool = True
     gives_logits: ClassVar[bool] = False

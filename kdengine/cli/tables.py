@@ -138,7 +138,7 @@ def show_estimate(recipe: Recipe, found: Estimate) -> None:
     )
     typer.echo(
         f"memory is an estimate for batches of {recipe.data.batch_size} on {found.device}: weights of the models that "
-        "run, and what backward keeps; torch itself and the data are not counted"
+        "run, those of losses, and what backward keeps; torch itself and the data are not counted"
     )
 
 

@@ -17,13 +17,13 @@ from kdengine.engine.batching import place
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
-from kdengine.engine.forward import run_pair, run_student
+from kdengine.engine.forward import run_pair, run_student, run_teacher
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.shards import is_sharded
 from kdengine.engine.strategies import Alone, Replicated, StrategyName, unused_parameters
-from kdengine.engine.teacher import FrozenGuard
+from kdengine.engine.teacher import FrozenGuard, refuse_shared
 from kdengine.host import Dispatch, Host
 from kdengine.host.dispatch import NOTHING, SKIPPABLE
 
@@ -46,7 +46,7 @@ def make_models(
     """Place the models, freeze the teacher and prepare the capture of what losses ask for."""
     runtime.place(student)
     needs = [loss.needs for loss in losses.values()]
-    teach = any(need.teacher for need in needs)
+    teach = any(need.teacher for need in needs) or (source is not None and source.learns)
     if teach and source is None:
         labels = [label for label, loss in losses.items() if loss.needs.teacher]
         raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
@@ -61,7 +61,9 @@ def make_models(
         source.place(runtime.device)
         modules = source.modules()
         teacher = _as_one(modules)
-        guard = None if source.evolving or not modules else FrozenGuard(modules, student)
+        if not source.evolving or source.learns:
+            refuse_shared(modules, student)
+        guard = None if source.evolving or not modules else FrozenGuard(modules)
         teacher_features = _capture_teacher(source, teacher, losses)
     return Models(
         student=student,
@@ -171,7 +173,7 @@ def set_up_losses(
             with in_loss(label, "projector"):
                 loss.projector = host.component("projectors", name).load()
         with random.preserved(), in_loss(label):
-            loss.setup(batch)
+            loss.setup(objective.view(label, batch))
         loss.to(objective.device, objective.dtype)
 
 
@@ -186,14 +188,15 @@ def make_strategy(
     """Prepare the student for the processes of the runtime; one process needs nothing."""
     if not runtime.several:
         return Alone()
-    runtime.replicate(objective.modules)
+    for module in (objective.modules, *models.evolving):
+        runtime.replicate(module)
     if name == "fsdp":
         from kdengine.engine import fsdp
 
         fsdp.shard(models.student)
         for module in (*models.evolving, *([] if models.average is None else [models.average.module])):
-            fsdp.shard(module)
-        return fsdp.Sharded(models.student, objective.modules)
+            fsdp.shard(module, frozen=module not in models.learning)
+        return fsdp.Sharded([models.student, *models.learning], objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
     return Replicated(
         models.student, objective.modules, models.evolving, unused=unused, remembering=objective.remembering
@@ -203,15 +206,20 @@ def make_strategy(
 def _leaves_out(
     objective: Objective, models: Models, precision: Precision, runtime: Runtime, example: Callable[[], Batch]
 ) -> bool:
-    """Whether nothing that the losses read depends on some parameter of the student: no loss itself is run."""
+    """Whether nothing that the losses read depends on some parameter that trains: no loss itself is run."""
     batch = place(example(), runtime.device)
-    with attached(models), evaluation_mode(models.student), random.preserved():
-        output = run_student(models, precision, batch)
-    read = [output.logits] if any(loss.needs.logits for loss in objective.losses.values()) else []
-    read += output.features.values()
+    with attached(models), evaluation_mode(*models.moving), random.preserved():
+        outputs = [run_student(models, precision, batch)]
+        if models.learning:
+            outputs.append(run_teacher(models, precision, batch))
+    wanted = any(loss.needs.logits for loss in objective.losses.values())
+    read = [
+        tensor for output in outputs for tensor in (*([output.logits] if wanted else []), *output.features.values())
+    ]
     if not read:
         return True
-    return unused_parameters(torch.stack([tensor.sum() for tensor in read]).sum(), models.student.parameters())
+    parameters = [p for module in (models.student, *models.learning) for p in module.parameters()]
+    return unused_parameters(torch.stack([tensor.sum().float() for tensor in read]).sum(), parameters)
 
 
 class attached:  # noqa: N801 - a context manager
@@ -229,11 +237,20 @@ class attached:  # noqa: N801 - a context manager
             capture.remove()
 
 
-def trainable(student: nn.Module, objective: Objective) -> Named:
-    """Student and loss parameters that train, by name; those of losses begin with ``losses.``.
+BROUGHT = ("losses.", "teacher.")
+"""What the names of parameters begin with that train beside the student: of losses, of a teacher that learns."""
+
+
+def trainable(student: nn.Module, objective: Objective, learning: Sequence[nn.Module] = ()) -> Named:
+    """All parameters that train, by name; those of losses begin with ``losses.``, the teacher's with ``teacher.``.
+
+    Args:
+        student: the model that trains.
+        objective: the losses.
+        learning: the modules of a teacher that learns.
 
     Raises:
-        ConfigurationError: the student has none.
+        ConfigurationError: the student has none, or the teacher that should learn.
     """
     named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
     if not named:
@@ -242,11 +259,27 @@ def trainable(student: nn.Module, objective: Objective) -> Named:
             "is requires_grad off, or was the teacher given as the student?"
         )
     inner = [(f"losses.{name}", p) for name, p in objective.modules.named_parameters() if p.requires_grad]
-    return named + inner
+    return named + inner + _of_teacher(learning)
+
+
+def _of_teacher(learning: Sequence[nn.Module]) -> Named:
+    """What trains of a teacher that learns; by their place where it has several modules."""
+    prefixes = ["teacher."] if len(learning) == 1 else [f"teacher.{position}." for position in range(len(learning))]
+    found = [
+        (f"{prefix}{name}", parameter)
+        for prefix, module in zip(prefixes, learning, strict=True)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
+    if learning and not found:
+        raise ConfigurationError(
+            "the teacher should learn beside the student, but has no trainable parameter; is requires_grad off?"
+        )
+    return found
 
 
 def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
-    """Call a factory with the named parameters; to an instance, add the losses' own parameters as a group."""
+    """Call a factory with the named parameters; to an instance, add those that are not the student's as groups."""
     if not isinstance(given, torch.optim.Optimizer):
         optimizer = given(named)
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -258,9 +291,17 @@ def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
     missing = [(name, p) for name, p in named if id(p) not in held]
     if len(missing) == len(named):
         raise ConfigurationError("the optimizer holds no parameter of the student; was it made for another model?")
-    if extra := [p for name, p in missing if name.startswith("losses.")]:
-        given.add_param_group({"params": extra})
+    for prefix in BROUGHT:
+        if extra := [p for name, p in missing if name.startswith(prefix)]:
+            given.add_param_group({"params": extra})
     return given
+
+
+def clipped_together(parameters: Sequence[nn.Parameter], learning: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+    """Parameters by the model whose gradient norm limits them: student and losses first, then a teacher that learns."""
+    of_teacher = {id(parameter) for module in learning for parameter in module.parameters()}
+    parts = [[p for p in parameters if (id(p) in of_teacher) is taught] for taught in (False, True)]
+    return [part for part in parts if part]
 
 
 def part_kinds(optimizer: torch.optim.Optimizer) -> None:
@@ -287,10 +328,10 @@ def make_lr_scheduler(given: SchedulerLike, optimizer: torch.optim.Optimizer, na
     if hasattr(given, "optimizer") and hasattr(given, "step"):
         if given.optimizer is not optimizer:
             raise ConfigurationError("the lr_scheduler belongs to another optimizer than the one of this engine")
-        if any(name.startswith("losses.") for name, _ in named):
+        if any(name.startswith(BROUGHT) for name, _ in named):
             raise ConfigurationError(
-                "a loss brings parameters of its own (a projector), which joined the optimizer after this "
-                "lr_scheduler was made; pass factories instead: optimizer=lambda named: ..., "
+                "a loss brings parameters of its own (a projector), or the teacher learns too; they joined the "
+                "optimizer after this lr_scheduler was made; pass factories instead: optimizer=lambda named: ..., "
                 "lr_scheduler=lambda optimizer, steps: ..."
             )
         return given

@@ -74,7 +74,7 @@ def _terms(fit: Fit, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
     for label in dict.fromkeys(name.split(".")[0] for name in names):
         loss = fit.objective.losses[label]
         if loss.scope == "item":
-            given = fit.precision.run_loss(loss.per_item, batch)
+            given = fit.precision.run_loss(loss.per_item, fit.objective.view(label, batch))
             terms = {loss.terms[0]: given} if isinstance(given, Tensor) else given
             values.update({f"{label}" if term == "loss" else f"{label}.{term}": v for term, v in terms.items()})
     return values
@@ -100,6 +100,7 @@ def _items(batch: Batch, rows: Sequence[int]) -> str:
 def _of_gradients(fit: Fit) -> list[str]:
     """The parameters whose gradients are not finite, where they can still be seen."""
     named = [*fit.models.student.named_parameters(), *fit.objective.modules.named_parameters(prefix="losses")]
+    named += [item for module in fit.models.learning for item in module.named_parameters(prefix="teacher")]
     bad = [n for n, p in named if p.grad is not None and not torch.isfinite(local(p.grad)).all()]
     more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return [f"the gradient of {', '.join(bad[:SHOWN])}{more}"] if bad else []

@@ -25,12 +25,14 @@ from kdengine.api import (
 from kdengine.api.loss import name_losses
 from kdengine.engine import batching, loop, random, rundir, state
 from kdengine.engine.assembly import (
+    BROUGHT,
     Classes,
     Named,
     OptimizerLike,
     SchedulerLike,
     ask_together,
     attached,
+    clipped_together,
     make_lr_scheduler,
     make_models,
     make_optimizer,
@@ -266,7 +268,7 @@ class Engine:
         models, objective, precision = self._models(feed.example)
         strategy = make_strategy(self.strategy, objective, models, precision, self.runtime, feed.example)
         self.student.train()
-        named = trainable(self.student, objective)
+        named = trainable(self.student, objective, models.learning)
         optimizer = make_optimizer(self.optimizer, named)
         if strategy.shards:
             part_kinds(optimizer)
@@ -299,6 +301,7 @@ class Engine:
             lr_scheduler=lr_scheduler,
             lr_waits=waits_for_metric(lr_scheduler),
             parameters=parameters,
+            clipped=clipped_together(parameters, models.learning),
             kinds=by_kind(parameters),
             precision=precision,
             runtime=self.runtime,
@@ -329,11 +332,11 @@ class Engine:
         return make_loggers(self.loggers, self.host, records=self.out is not None)
 
     def _models(self, example: Callable[[], Batch]) -> tuple[Models, Objective, Precision]:
-        objective = Objective(self.losses, self.weights)
+        objective = Objective(self.losses, self.weights, mutual=self.source is not None and self.source.learns)
         models = make_models(
             self.student,
             self.source,
-            self.losses,
+            objective.losses,
             runtime=self.runtime,
             find_logits=self._find_logits,
             classes=self.classes,
@@ -458,12 +461,12 @@ class Engine:
         return total
 
     def loss_parameters(self, batch: Any) -> Named:
-        """Parameters that the losses bring themselves (projectors), made on the shapes of ``batch``.
+        """Parameters that the losses bring themselves (projectors), made on the shapes of ``batch``, and a peer's.
 
         A foreign loop adds them to its optimizer.
         """
-        _, objective, _ = self._models_for(self._to_batch(batch))
-        return [item for item in trainable(self.student, objective) if item[0].startswith("losses.")]
+        models, objective, _ = self._models_for(self._to_batch(batch))
+        return [item for item in trainable(self.student, objective, models.learning) if item[0].startswith(BROUGHT)]
 
     def _models_for(self, example: Batch) -> tuple[Models, Objective, Precision]:
         """The models as they were last built: those of the last fit, where there was one."""

@@ -114,6 +114,11 @@ class Models:
         return [] if self.evolving_source is None else self.evolving_source.modules()
 
     @property
+    def learning(self) -> list[nn.Module]:
+        """The modules of a teacher that is trained beside the student."""
+        return [] if self.evolving_source is None or not self.evolving_source.learns else self.evolving
+
+    @property
     def moving(self) -> list[nn.Module]:
         """Every module that changes in a fit: those that must not where nothing is trained."""
         return [self.student, *self.evolving]
@@ -130,6 +135,7 @@ class Fit:
     lr_scheduler: Any
     lr_waits: bool
     parameters: list[nn.Parameter]
+    clipped: list[list[nn.Parameter]]
     kinds: list[list[nn.Parameter]]
     precision: Precision
     runtime: Runtime

@@ -81,26 +81,30 @@ class Sharded(Alone):
     """PyTorch's FSDP2 over the student; the losses' own parameters, which are few, are copied to every process.
 
     Args:
-        student: a model that :func:`shard` has sharded.
+        trained: what trains and is sharded by :func:`shard`: the student, and a teacher that learns.
         losses: all loss modules.
     """
 
     name = "fsdp"
     shards = True
 
-    def __init__(self, student: nn.Module, losses: nn.Module) -> None:
-        self._student = cast("FSDPModule", student)
-        self._mesh = next(p.device_mesh for p in student.parameters() if isinstance(p, DTensor))
+    def __init__(self, trained: Sequence[nn.Module], losses: nn.Module) -> None:
+        self._trained = [cast("FSDPModule", module) for module in trained]
+        self._mesh = next(p.device_mesh for p in trained[0].parameters() if isinstance(p, DTensor))
         self._own = [parameter for parameter in losses.parameters() if parameter.requires_grad]
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         """Gradients stay whole and unsummed."""
-        self._student.set_requires_gradient_sync(False)
+        self._sync(False)
         try:
             yield
         finally:
-            self._student.set_requires_gradient_sync(True)
+            self._sync(True)
+
+    def _sync(self, wanted: bool) -> None:
+        for module in self._trained:
+            module.set_requires_gradient_sync(wanted)
 
     def complete(self) -> None:
         """Sum the gradients of the losses' own parameters; one that got none counts as zero."""

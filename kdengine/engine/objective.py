@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
 from kdengine.api.errors import LossError, nearest, of_loss
+from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -25,14 +26,18 @@ class Objective:
     Args:
         losses: loss modules by label.
         weights: factor of each label, a number or a schedule; 1 where absent.
+        mutual: whether the teacher learns too, by copies of the losses.
 
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
         term_weights: the current weight of each term, in the same order.
+        peers: labels of the teacher's losses, where it learns.
         remembering: the losses with a memory, which is written at the end of a step.
     """
 
-    def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule]) -> None:
+    def __init__(
+        self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule], *, mutual: bool = False
+    ) -> None:
         for label, loss in losses.items():
             if not isinstance(loss, Loss):
                 raise ConfigurationError(
@@ -42,6 +47,9 @@ class Objective:
         for label in weights:
             if label not in losses:
                 raise ConfigurationError(f"weights names {label!r}, which is no loss; {nearest(label, losses)}")
+        peers = peer_losses(losses) if mutual else {}
+        losses, weights = {**losses, **peers}, {**weights, **peer_weights(weights, peers)}
+        self.peers = frozenset(peers)
         self.losses = dict(losses)
         self.modules = nn.ModuleDict(losses)
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
@@ -130,6 +138,12 @@ class Objective:
                 masks[position] = None
         return counts
 
+    def view(self, label: str, batch: Batch) -> Batch:
+        """The batch as a loss sees it: where the teacher learns too, each model is still while the other learns."""
+        if not self.peers or not batch.has_teacher or self.losses[label].needs.teacher_gradients:
+            return batch
+        return exchanged(batch) if label in self.peers else settled(batch)
+
     def evaluate(
         self, batch: Batch, masks: Masks, counts: Sequence[int], divisors: Sequence[int], scale: Weight = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
@@ -156,9 +170,8 @@ class Objective:
                     weights[term] = factor
                 else:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
-            seen = batch if loss.scope == "item" else counted(batch, masks[position])
             try:
-                part, sums = nothing(loss, batch) if seen is None else loss.weighted_sum(seen, weights)
+                part, sums = self._weigh(label, self.view(label, batch), masks[position], weights)
             except ConfigurationError as error:
                 raise of_loss(error, label) from error
             total = part if total is None else total + part
@@ -169,6 +182,20 @@ class Objective:
             raise ConfigurationError("there is no loss to train on: give Engine(losses=...) at least one")
         return total, shares
 
+    def _weigh(
+        self, label: str, batch: Batch, mask: Tensor | None, weights: Mapping[str, Weight]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A loss's weighted sum over the items that count; one of weight 0 is not computed, unless it remembers."""
+        loss, seen = self.losses[label], batch
+        if self.weights[label] == 0.0 and not remembers(loss):
+            return nothing(loss, batch)
+        if loss.scope == "batch":
+            found = counted(batch, mask)
+            if found is None:
+                return nothing(loss, batch)
+            seen = found
+        return loss.weighted_sum(seen, weights)
+
 
 def counted(batch: Batch, mask: Tensor | None) -> Batch | None:
     """What a loss of scope ``"batch"`` sees: the items that count; None where none does."""
@@ -176,6 +203,14 @@ def counted(batch: Batch, mask: Tensor | None) -> Batch | None:
         return batch if batch.size else None
     items = mask.nonzero().flatten()
     return batch.take(items) if len(items) else None
+
+
+def remembers(loss: Loss) -> bool:
+    """Whether computing a loss leaves something behind in it: a memory bank, running statistics.
+
+    Another one is left out while its weight is 0, as in a stage of training that is not its own.
+    """
+    return next(loss.buffers(), None) is not None or type(loss).get_extra_state is not nn.Module.get_extra_state
 
 
 def nothing(loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -148,18 +148,11 @@ class FrozenGuard:
 
     Args:
         roots: the teacher's modules; none for a cache or an evolving source.
-        student: the model that trains; it must share no parameter with the teacher.
     """
 
-    def __init__(self, roots: Iterable[nn.Module], student: nn.Module) -> None:
+    def __init__(self, roots: Iterable[nn.Module]) -> None:
         self.roots = list(roots)
         self._modules = [module for root in self.roots for module in root.modules()]
-        shared = {id(p) for p in student.parameters()} & {id(p) for root in self.roots for p in root.parameters()}
-        if shared:
-            raise ConfigurationError(
-                f"student and teacher share {len(shared)} parameter tensors: a frozen teacher cannot be part of what "
-                "trains; give the teacher a copy (copy.deepcopy)"
-            )
         self._before = state_hash(self.roots)
 
     def check(self) -> None:
@@ -180,6 +173,16 @@ class FrozenGuard:
                 "the frozen teacher's parameters or buffers changed during the fit; something else writes to them "
                 "(a shared module, a hook, an optimizer that holds its parameters)"
             )
+
+
+def refuse_shared(roots: Iterable[nn.Module], student: nn.Module) -> None:
+    """Raise when a teacher's modules share a parameter with the student."""
+    shared = {id(p) for p in student.parameters()} & {id(p) for root in roots for p in root.parameters()}
+    if shared:
+        raise ConfigurationError(
+            f"student and teacher share {len(shared)} parameter tensors: a teacher cannot be part of the student; give "
+            "the teacher a copy (copy.deepcopy)"
+        )
 
 
 def state_hash(modules: Iterable[nn.Module]) -> int:

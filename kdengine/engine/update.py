@@ -38,7 +38,7 @@ def update(fit: Fit, scale: Tensor | float) -> StepReport | None:
     report = fit.ledger.close(fit.position.step, scale, fit.found)
     intact = report is None or judge(fit, report)
     if fit.settings.clip is not None:
-        fit.step_context.gradient_norm = fit.strategy.clip(fit.parameters, fit.settings.clip)
+        fit.step_context.gradient_norm, *_ = [fit.strategy.clip(part, fit.settings.clip) for part in fit.clipped]
     skip = False
     if fit.calls.optimizer_step is not None:
         skip = fit.skips(fit.calls.optimizer_step(fit.step_context))

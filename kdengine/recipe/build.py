@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdengine.api import ConfigurationError, TeacherSource
-from kdengine.engine.assembly import Named
+from kdengine.engine.assembly import BROUGHT, Named
 from kdengine.engine.engine import Engine
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.runtime import choose_device
@@ -28,6 +28,8 @@ def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> C
     """A factory for the engine, with parameter groups by name pattern.
 
     Each parameter joins the first group whose ``match`` (shell pattern) fits its name; the rest form the last group.
+    A pattern that fits nothing is an error, unless it means parameters that this fit does not have at all: those of
+    losses or of a teacher that learns, which a student alone does without.
     """
 
     def factory(named: Named) -> torch.optim.Optimizer:
@@ -37,7 +39,7 @@ def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> C
             matches = (at for at, group in enumerate(table.groups) if fnmatchcase(name, group["match"]))
             members[next(matches, len(groups))].append(parameter)
         for group, parameters in zip(table.groups, members, strict=False):
-            if not parameters:
+            if not parameters and not means_others(group["match"], named):
                 raise ConfigurationError(f"optimizer.groups: no parameter's name matches {group['match']!r}")
         filled = [{**options, "params": held} for options, held in zip([*groups, {}], members, strict=True) if held]
         try:
@@ -48,6 +50,17 @@ def optimizer_factory(bound: Bound, table: OptimizerTable, **override: Any) -> C
         return made
 
     return factory
+
+
+def means_others(pattern: str, named: Named) -> bool:
+    """Whether a pattern is for parameters of losses or of the teacher, in a fit that has none of them.
+
+    >>> means_others("losses.hint.*", [("fc.weight", nn.Parameter(torch.ones(1)))])
+    True
+    """
+    return any(
+        pattern.startswith(prefix) and not any(name.startswith(prefix) for name, _ in named) for prefix in BROUGHT
+    )
 
 
 def make_engine(

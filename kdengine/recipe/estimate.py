@@ -30,7 +30,7 @@ class FitEstimate:
     Attributes:
         name: of the fit.
         parameters: of the model that trains.
-        weights: parameters and buffers of every model that runs.
+        weights: parameters and buffers of every model that runs, and of losses (projectors, memory banks).
         gradients: of what trains, projectors of losses included.
         optimizer: its state after a step.
         activations: what backward keeps of one micro-batch.
@@ -173,8 +173,8 @@ def measure(engine: Engine, dataset: Any, name: str, batch_size: int, epochs: in
 
 
 def held(engine: Engine) -> list[Tensor]:
-    """Parameters and buffers of the models that run."""
-    modules = [engine.student, *([] if engine.source is None else engine.source.modules())]
+    """Parameters and buffers of the models that run, and of the losses that are set up."""
+    modules = [engine.student, *([] if engine.source is None else engine.source.modules()), *engine.losses.values()]
     return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 

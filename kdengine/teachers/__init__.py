@@ -13,4 +13,5 @@ def kdengine_teachers() -> Components:
         "cached": "kdengine.teachers.cached:CachedTeacher",
         "ensemble": "kdengine.teachers.ensemble:Ensemble",
         "ema": "kdengine.teachers.ema:EMA",
+        "peer": "kdengine.teachers.peer:Peer",
     }

@@ -197,6 +197,18 @@ def test_check_estimates_and_writes_nothing(kd, place, monkeypatch):
     assert sorted(place.rglob("*")) == before
 
 
+def test_the_estimate_counts_memory_banks(place):
+    from kdengine.cli.planning import prepare
+    from kdengine.recipe.estimate import estimate
+    from kdengine.recipe.load import find
+
+    without, with_banks = (
+        estimate(prepare(find("small.toml"), overrides)).fits[-1].weights
+        for overrides in ([], ["losses.crd={ feat_dim = 100, nce_k = 8 }"])
+    )
+    assert 0 < with_banks - without - 2 * 4 * 100 * (1257 + 1) < 2 * 4 * 100 * 11 + 100  # the rest are linear maps
+
+
 def test_the_estimate_counts_what_backward_keeps(place):
     from kdengine.cli.planning import prepare
     from kdengine.recipe.estimate import estimate

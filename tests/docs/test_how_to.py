@@ -9,7 +9,8 @@ from kdengine.recipe import load
 from kdengine.recipe.load import Source
 from kdengine.recipe.models import make_model
 from kdengine.recipe.plan import make_plan
-from tests.docs.markdown import DOCS, blocks, run_python
+from kdengine.recipe.run import Options, run
+from tests.docs.markdown import DOCS, blocks, run_python, titled
 
 HOW_TO = DOCS / "how-to.md"
 BLOCKS = blocks(HOW_TO)
@@ -33,6 +34,16 @@ def test_a_section_runs_and_its_recipe_is_one(title, tmp_path, monkeypatch):
         else:
             assert block.language == "python", f"line {block.line}"
             run_python(block, HOW_TO, namespace)
+
+
+@pytest.mark.parametrize("title", ["stages.toml"])
+def test_a_recipe_trains_to_its_end(title, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDENGINE_CACHE", str(tmp_path / "cache"))
+    source = Source(title, titled(HOW_TO, title).text, tmp_path)
+    short = ["train.epochs=12", "teacher.train.epochs=6", "lr_schedule.T_0=6", "loggers=[]"]
+    plan = make_plan(load.load(source, short), Host(autoload=False), source)
+    summary = run(plan, Options(out=tmp_path / "run", say=lambda _: None))
+    assert summary["student"]["metrics"]["top1"] > 0.5
 
 
 def check_recipe(block, folder):

@@ -175,6 +175,59 @@ def test_a_loss_of_batch_scope_has_one_mask_for_all_its_terms():
         engine(losses={"spread": PerTerm()}, weights={}).objective(masked(torch.randn(3, INPUTS), [True] * 3))
 
 
+class Costly(kdengine.Loss):
+    """Counts how often it is computed, by a network of its own; what it gives is no number unless told."""
+
+    def __init__(self, bank: bool = False, over: float = 0.0) -> None:
+        super().__init__()
+        self.computed, self.over = 0, over
+        self.project = torch.nn.Linear(CLASSES, CLASSES)
+        if bank:
+            self.register_buffer("bank", torch.zeros(CLASSES))
+
+    def per_item(self, batch):
+        self.computed += 1
+        return self.project(batch.student.logits).square().mean(-1) / self.over
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_of_weight_0_is_not_computed_and_gives_a_gradient_of_0(precision):
+    costly, student = Costly(), mlp()
+    trained = engine(student, losses={"costly": costly, "ce": CE()}, weights={"costly": 0.0}, precision=precision)
+    trained.objective((torch.randn(4, INPUTS), torch.arange(4))).backward()
+    assert costly.computed == 0
+    assert all(bool((parameter.grad == 0).all()) for parameter in costly.parameters())
+    assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())
+    assert any(bool((parameter.grad != 0).any()) for parameter in student.parameters())
+
+
+def test_a_loss_of_weight_0_leaves_the_update_as_it_would_be_without_it():
+    def train(losses, weights):
+        student = mlp()
+        engine(student, losses=losses, weights=weights).fit([(torch.ones(4, INPUTS), torch.arange(4))] * 3, epochs=1)
+        return flat(student)
+
+    expected = train({"kd": KD()}, {})
+    assert torch.equal(train({"kd": KD(), "costly": Costly()}, {"costly": 0.0}), expected)
+
+
+def test_a_loss_that_remembers_is_computed_at_weight_0():
+    costly = Costly(bank=True)
+    trained = engine(losses={"costly": costly, "kd": KD()}, weights={"costly": 0.0})
+    trained.objective(torch.randn(4, INPUTS))
+    assert costly.computed == 1
+
+
+def test_a_loss_comes_and_goes_with_its_weight():
+    costly = Costly(over=1.0)
+    stages = kdengine.Piecewise([[0.0, 0.0], [0.5, 1.0]], interpolation="constant")
+    data = [torch.randn(4, INPUTS)] * 6
+    history = engine(losses={"costly": costly, "kd": KD()}, weights={"costly": stages}).fit(data, epochs=2).history
+    assert "costly" not in history[0]
+    assert history[1]["costly"] > 0.0
+    assert costly.computed == 6
+
+
 def test_schedules_move_arguments_and_weights_at_every_step():
     records = []
     engine(

@@ -243,3 +243,21 @@ def test_a_sharded_teacher_is_held_in_parts_and_teaches_the_same(tmp_path, strat
     assert found[0][1] + found[1][1] == total
     assert abs(found[0][1] - found[1][1]) <= 12 + 32 + 2  # the odd row of each parameter
     assert {(own, count) for _, _, own, count in found} == {(True, 4)}
+
+
+def fit_in_two_stages(strategy):
+    """A hint with a projector, then the teacher's logits: each loss has no part in the other's stage."""
+    turn = [0.5, 0.0], [0.5, 1.0]
+    weights = {
+        label: kdengine.Piecewise([[0.0, 1.0 - weight], [share, weight]], interpolation="constant")
+        for label, (share, weight) in zip(("hint", "kd"), turn, strict=True)
+    }
+    return fit(strategy, losses={"hint": Hint(student="1", teacher="1"), "kd": KD()}, weights=weights)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_loss_that_is_left_out_at_weight_0_keeps_no_process_waiting(strategy):
+    alone, history, _ = fit_in_two_stages("ddp")
+    (together, _, _), _ = in_processes(2, fit_in_two_stages, strategy)
+    assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
+    assert ("kd" in history[0], "hint" in history[-1]) == (False, False)

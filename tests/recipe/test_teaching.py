@@ -16,7 +16,7 @@ from kdengine.recipe.data import make_data
 from kdengine.recipe.estimate import estimate
 from kdengine.recipe.load import dump, load
 from kdengine.recipe.problems import RecipeError
-from kdengine.recipe.run import teacher_source
+from kdengine.recipe.run import measure, teacher_source
 from kdengine.recipe.teacher import get_teacher, untrained_teacher
 
 from .conftest import SMALL
@@ -31,7 +31,11 @@ def several(*members: str, more: str = "") -> str:
     return SMALL.replace(ONE, f"teacher = {{ members = [{', '.join(members or (FIRST, SECOND))}]{more} }}")
 
 
-EVOLVING = {"ema": SMALL.replace(ONE, 'teacher = { source = { use = "ema", decay = 0.9 } }')}
+EVOLVING = {
+    "ema": SMALL.replace(ONE, 'teacher = { source = { use = "ema", decay = 0.9 } }'),
+    "peer": SMALL.replace(ONE, 'teacher = { use = "mlp", hidden = [16], source = "peer" }'),
+}
+SIZES = {"ema": 610, "peer": 1210}
 
 
 def told(plan_of, text: str, *overrides: str) -> list[str]:
@@ -163,6 +167,8 @@ def test_features_of_members_are_named_with_their_number(carry_out):
         (SMALL.replace(ONE, 'teacher = { use = "mlp", source = "ema" }'), "ema is made of the student: leave this out"),
         (SMALL.replace(ONE, 'teacher = { hidden = [3], source = "ema" }'), "arguments of ema stand in teacher.source"),
         (SMALL.replace(ONE, 'teacher = { source = { use = "ema", decay = 2.0 } }'), "between 0 and 1, got 2.0"),
+        (SMALL.replace(ONE, f'{ONE[:-1]}, source = "peer" }}'), "teacher.train: this teacher learns with the student"),
+        (several(FIRST, '{ use = "mlp", hidden = [3], source = "peer" }'), "members.1.source = 'peer': peer evolves"),
         (SMALL.replace(ONE, f'{ONE[:-1]}, transforms = ["random_crop"] }}'), "transforms.0.size: this argument"),
         (
             SMALL.replace(ONE, f'{ONE[:-1]}, transforms = ["random_horizontal_flip"] }}'),
@@ -225,8 +231,8 @@ def test_a_teacher_that_changes_with_the_student_is_new_for_each_seed_and_measur
     folders = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 1)]
     own = [json.loads((folder / "summary.json").read_text())["teacher"] for folder in folders]
     assert own[0]["metrics"] != own[1]["metrics"]
-    assert own[0]["name"] == {"ema": "ema"}[name]
-    assert own[0]["parameters"] == 610
+    assert own[0]["name"] == {"ema": "ema", "peer": "mlp"}[name]
+    assert own[0]["parameters"] == SIZES[name]
     assert (own[0]["seconds"], own[0]["cached"]) == (None, False)
     mean = sum(entry["metrics"]["top1"] for entry in own) / 2
     assert summary["teacher"]["metrics"]["top1"]["mean"] == pytest.approx(mean)
@@ -234,7 +240,7 @@ def test_a_teacher_that_changes_with_the_student_is_new_for_each_seed_and_measur
     assert set(summary["student"]["metrics"]) == {"top1", "agreement"}
     records = rundir.read_records(folders[0] / "metrics.jsonl")
     assert sum("agreement" in record for record in records if record["kind"] == "evaluate") == 3
-    assert name in write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
+    assert "Student distilled" in write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", EVOLVING)
@@ -262,11 +268,37 @@ def test_agreement_with_a_teacher_that_changes_may_be_what_decides(carry_out, na
     assert summary["best"]["metric"] == "agreement"
 
 
-def test_an_estimate_counts_a_teacher_that_changes(plan_of):
-    found = estimate(plan_of(EVOLVING["ema"]))
+@pytest.mark.parametrize("name", EVOLVING)
+def test_an_estimate_counts_a_teacher_that_changes(plan_of, name):
+    found = estimate(plan_of(EVOLVING[name]))
     assert [fit.name for fit in found.fits] == ["student alone", "student distilled"]
-    assert [fit.weights for fit in found.fits] == [4 * 610, 4 * 2 * 610]
-    assert found.teacher_note == "ema, would change with the student"
+    assert [fit.weights for fit in found.fits] == [4 * 610, 4 * (610 + SIZES[name])]
+    assert found.fits[1].gradients == 4 * (610 + (1210 if name == "peer" else 0))
+    assert found.teacher_note.endswith(", would change with the student")
+
+
+def test_a_peer_has_its_own_weights_for_each_seed_and_may_begin_with_a_checkpoint(plan_of, tmp_path):
+    plan = plan_of(EVOLVING["peer"])
+    data = make_data(plan)
+    first, again, second = (
+        torch.cat([p.flatten() for p in teacher_source(plan, data, None, seed, alone=False).module.parameters()])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    source = teacher_source(plan, data, None, 1, alone=False)
+    safetensors.torch.save_file(source.module.state_dict(), tmp_path / "peer.safetensors")
+    loaded = plan_of(EVOLVING["peer"], f"teacher.checkpoint={tmp_path}/peer.safetensors")
+    module = teacher_source(loaded, data, None, 0, alone=False).module
+    assert torch.equal(torch.cat([p.flatten() for p in module.parameters()]), second)
+
+
+def test_a_group_of_the_optimizer_may_be_the_peers(plan_of, carry_out):
+    summary = carry_out(EVOLVING["peer"], "optimizer.groups=[{ match = 'teacher.*', lr = 0.0 }]", "train.epochs=1")
+    plan = plan_of(EVOLVING["peer"])
+    data = make_data(plan)
+    untrained = measure(plan, data, teacher_source(plan, data, None, 0, alone=False).module)
+    assert summary["teacher"]["metrics"] == untrained
 
 
 def test_a_student_alone_has_no_teacher_that_changes(plan_of):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import Batch, ConfigurationError, Scalar
-from kdengine.losses.hints.arguments import check_number
+from kdengine.losses.arguments import check_number
 from kdengine.losses.hints.maps import same_size
 from kdengine.losses.hints.norms import Norm, choose_norm, connector
 from kdengine.losses.hints.pairs import Pair, Paths

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, cast
 from torch import Tensor, nn
 
 from kdengine.api import Batch, ConfigurationError, Scalar
-from kdengine.losses.hints.arguments import check_choice, check_number
+from kdengine.losses.arguments import check_choice, check_number
 from kdengine.losses.hints.maps import require_maps, same_size, unit
 from kdengine.losses.hints.pairs import Pair, Paths
 from kdengine.losses.hints.pairwise import PairwiseLoss

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import Loss
-from kdengine.losses.hints.arguments import check_choice
+from kdengine.losses.arguments import check_choice
 
 Norm = Literal["batch", "group", "none"]
 NORMS = ("batch", "group", "none")

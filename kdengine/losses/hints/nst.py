@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api import Batch
-from kdengine.losses.hints.arguments import check_choice, check_number, check_whole
+from kdengine.losses.arguments import check_choice, check_number, check_whole
 from kdengine.losses.hints.maps import require_maps, same_size, unit
 from kdengine.losses.hints.pairs import Pair, Paths
 from kdengine.losses.hints.pairwise import PairwiseLoss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api import Batch, ConfigurationError
-from kdengine.losses.hints.arguments import check_number
+from kdengine.losses.arguments import check_number
 from kdengine.losses.hints.maps import require_maps, same_size
 from kdengine.losses.hints.norms import Norm, choose_norm, connector
 from kdengine.losses.hints.pairs import Pair, Paths

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import Batch, ConfigurationError
-from kdengine.losses.hints.arguments import check_whole
+from kdengine.losses.arguments import check_whole
 from kdengine.losses.hints.maps import pooled
 from kdengine.losses.hints.norms import Norm, choose_norm, make_norm
 from kdengine.losses.hints.pairs import Pair, Paths

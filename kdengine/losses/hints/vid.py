@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import Batch, ConfigurationError
-from kdengine.losses.hints.arguments import check_number, check_whole
+from kdengine.losses.arguments import check_number, check_whole
 from kdengine.losses.hints.maps import same_size
 from kdengine.losses.hints.pairs import Pair, Paths
 from kdengine.losses.hints.pairwise import PairwiseLoss

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.bernoulli import bernoulli_entropy, bernoulli_kl
 
 
@@ -38,7 +38,8 @@ class BCE(Loss):
 
     def __init__(self, temperature: Scalar = 1.0) -> None:
         super().__init__()
-        self.temperature: float = positive("bce", "temperature", temperature)
+        check_number("bce", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
 
     def per_item(self, batch: Batch) -> Tensor:
         """The mean over labels of each item, ``(B, ...)``, in float32 or wider."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.bernoulli import bernoulli_kl
 
 
@@ -34,7 +34,8 @@ class BinaryKL(Loss):
 
     def __init__(self, temperature: Scalar = 1.0) -> None:
         super().__init__()
-        self.temperature: float = positive("binary_kl", "temperature", temperature)
+        check_number("binary_kl", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
 
     def per_item(self, batch: Batch) -> Tensor:
         """The sum over labels of each item, ``(B, ...)``, in float32 or wider."""

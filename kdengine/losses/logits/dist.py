@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import not_negative, positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of
 
 
@@ -53,9 +53,12 @@ class DIST(Loss):
     ) -> None:
         super().__init__()
         self.standardize = standardize
-        self.temperature: float = positive("dist", "temperature", temperature)
-        self.beta: float = not_negative("dist", "beta", beta)
-        self.gamma: float = not_negative("dist", "gamma", gamma)
+        check_number("dist", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
+        check_number("dist", "beta", beta, least=0.0)
+        self.beta = beta
+        check_number("dist", "gamma", gamma, least=0.0)
+        self.gamma = gamma
 
     def value(self, batch: Batch) -> dict[str, Tensor]:
         """Both weighted terms, in float32 or wider."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdengine.api import Batch, Loss, Scalar, Weight
-from kdengine.losses.logits.arguments import between, positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of, standardize
 from kdengine.ops import kd_loss
 
@@ -39,9 +39,11 @@ class Divergence(Loss):
         standardize: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature: float = positive(self.label, "temperature", temperature)
+        check_number(self.label, "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
         self.divergence = divergence
-        self.beta: float = between(self.label, "beta", beta)
+        check_number(self.label, "beta", beta, above=0.0, below=1.0)
+        self.beta = beta
         self.standardize = standardize
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import not_negative, positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.labels import class_ids, labelled
 from kdengine.losses.logits.standardize import logits_of
 from kdengine.losses.logits.targets import own_classes, split
@@ -55,9 +55,12 @@ class DKD(Loss):
     ) -> None:
         super().__init__()
         self.standardize = standardize
-        self.temperature: float = positive("dkd", "temperature", temperature)
-        self.alpha: float = not_negative("dkd", "alpha", alpha)
-        self.beta: float = not_negative("dkd", "beta", beta)
+        check_number("dkd", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
+        check_number("dkd", "alpha", alpha, least=0.0)
+        self.alpha = alpha
+        check_number("dkd", "beta", beta, least=0.0)
+        self.beta = beta
         self.ignore_index = ignore_index
 
     def valid(self, batch: Batch) -> Tensor | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kdengine.api import Batch, Loss, Weight
-from kdengine.losses.logits.arguments import fraction
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.divergence import per_row
 from kdengine.ops import kd_loss
 
@@ -35,7 +35,8 @@ class Hard(Loss):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.label_smoothing: float = fraction("hard", "label_smoothing", label_smoothing)
+        check_number("hard", "label_smoothing", label_smoothing, least=0.0, most=1.0)
+        self.label_smoothing = label_smoothing
 
     def per_item(self, batch: Batch) -> Tensor:
         """The cross-entropy of each item, ``(B, ...)``, in float32 or wider."""

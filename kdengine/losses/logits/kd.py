@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from kdengine.api import Batch, Needs, Scalar, Weight
-from kdengine.losses.logits.arguments import fraction, not_negative
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.divergence import Divergence, per_row
 from kdengine.losses.logits.labels import labelled, labels_of
 from kdengine.ops import kd_loss
@@ -54,8 +54,11 @@ class KD(Divergence):
     ) -> None:
         super().__init__(temperature, divergence, beta, standardize)
         hard = hard_weight is not None
-        self.hard_weight = not_negative("kd", "hard_weight", hard_weight) if hard else None
-        self.label_smoothing = fraction("kd", "label_smoothing", label_smoothing)
+        if hard:
+            check_number("kd", "hard_weight", hard_weight, least=0.0)
+        self.hard_weight = hard_weight
+        check_number("kd", "label_smoothing", label_smoothing, least=0.0, most=1.0)
+        self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.terms = ("soft", "hard") if hard else ("loss",)
         self.needs = Needs(labels=hard)

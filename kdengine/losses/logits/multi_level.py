@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, ConfigurationError, Loss
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of
 from kdengine.ops import kd_loss
 
@@ -56,7 +56,9 @@ class MultiLevel(Loss):
             raise ConfigurationError(
                 f"the loss multi_level needs temperatures as a list with at least one number, got {temperatures!r}"
             )
-        self.temperatures = tuple(float(positive("multi_level", "temperature", each)) for each in temperatures)
+        for each in temperatures:
+            check_number("multi_level", "each of temperatures", each, above=0.0, scheduled=False)
+        self.temperatures = tuple(map(float, temperatures))
         self.standardize = standardize
 
     def value(self, batch: Batch) -> dict[str, Tensor]:

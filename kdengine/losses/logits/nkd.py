@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import not_negative, positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.entropy import entropy
 from kdengine.losses.logits.labels import class_ids, labelled
 from kdengine.losses.logits.standardize import logits_of
@@ -50,8 +50,10 @@ class NKD(Loss):
     ) -> None:
         super().__init__()
         self.standardize = standardize
-        self.temperature: float = positive("nkd", "temperature", temperature)
-        self.gamma: float = not_negative("nkd", "gamma", gamma)
+        check_number("nkd", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
+        check_number("nkd", "gamma", gamma, least=0.0)
+        self.gamma = gamma
         self.ignore_index = ignore_index
 
     def valid(self, batch: Batch) -> Tensor | None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of
 
 
@@ -35,7 +35,8 @@ class TVD(Loss):
     def __init__(self, temperature: Scalar = 1.0, standardize: bool = False) -> None:
         super().__init__()
         self.standardize = standardize
-        self.temperature: float = positive("tvd", "temperature", temperature)
+        check_number("tvd", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
 
     def per_item(self, batch: Batch) -> Tensor:
         """The distance of each item, ``(B, ...)``, in float32 or wider."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
-from kdengine.losses.logits.arguments import positive
+from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.entropy import entropy
 from kdengine.losses.logits.labels import class_ids, labelled
 from kdengine.losses.logits.standardize import logits_of
@@ -45,7 +45,8 @@ class WSLD(Loss):
     def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100, standardize: bool = False) -> None:
         super().__init__()
         self.standardize = standardize
-        self.temperature: float = positive("wsld", "temperature", temperature)
+        check_number("wsld", "temperature", temperature, above=0.0)
+        self.temperature: float = temperature
         self.ignore_index = ignore_index
 
     def valid(self, batch: Batch) -> Tensor | None:

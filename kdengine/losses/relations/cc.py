@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from kdengine.api import Batch, Scalar
+from kdengine.losses.arguments import check_number, check_whole
 from kdengine.losses.hints.pairs import Paths
-from kdengine.losses.relations.arguments import check_number, check_whole
 from kdengine.losses.relations.embeddings import EmbeddingLoss, unit
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kdengine.api import Batch, ConfigurationError, gather
 from kdengine.api.memory import require_memory
+from kdengine.losses.arguments import check_number, check_whole
 from kdengine.losses.hints.pairs import Paths
-from kdengine.losses.relations.arguments import check_number, check_whole
 from kdengine.losses.relations.bank import Bank
 from kdengine.losses.relations.contrast import contrast
 from kdengine.losses.relations.embeddings import EmbeddingLoss, unit
@@ -30,7 +30,7 @@ class CRD(EmbeddingLoss):
 
         -log h(s, T_i) - sum_j log(1 - h(s, T_j))   plus the same with t and S in the places of s and T
 
-        h(s, T_j) = e / (e + K/M)   with   e = exp(s . T_j / temperature) / Z
+        h(s, T_j) = e / (e + K/M)   with   e = exp(s . T_j / nce_t) / Z
 
     per item (Tian et al. 2020, section 3). At the end of an optimizer step the rows of its items become
     ``momentum * old + (1 - momentum) * new``, of length 1 again.
@@ -41,11 +41,11 @@ class CRD(EmbeddingLoss):
 
     * Negatives are drawn from all other items, each as likely, by a hash of step and item. The code draws from a
       generator, and where its data set does the drawing, from items of other classes only.
-    * Z is M times the mean of ``exp(x . T_j / temperature)`` over the bank as it begins, as there, but x are random
+    * Z is M times the mean of ``exp(x . T_j / nce_t)`` over the bank as it begins, as there, but x are random
       rows instead of the first batch, which know as little of the bank: Z does not depend on how batches are cut.
     * 1e-7 is not added to the denominator of h, whose logarithms are exact.
 
-    The temperature is that of a contrast, not of soft targets: the value is not multiplied by its square.
+    nce_t is the temperature of a contrast, not of soft targets: the value is not multiplied by its square.
 
     Cost: two products of a B x D with a D x M matrix, and three matrices B x M for a moment, whatever K is.
 
@@ -56,7 +56,7 @@ class CRD(EmbeddingLoss):
         items: M, the number of items of the data set, whose positions the loader gives; a recipe fills it in.
         feat_dim: D, the width of the embeddings.
         nce_k: K, negatives of each item.
-        temperature: of the inner products.
+        nce_t: temperature of the inner products.
         momentum: share of the old embedding in the banks, from 0 to below 1.
         student: path of one feature in the student; None for the logits. The paper takes the last embedding.
         teacher: path of one feature in the teacher.
@@ -75,7 +75,7 @@ class CRD(EmbeddingLoss):
         items: int | None = None,
         feat_dim: int = 128,
         nce_k: int = 16384,
-        temperature: float = 0.07,
+        nce_t: float = 0.07,
         momentum: float = 0.5,
         student: Paths | None = None,
         teacher: Paths | None = None,
@@ -86,12 +86,12 @@ class CRD(EmbeddingLoss):
             check_whole("crd", "items", items, least=2)
         check_whole("crd", "feat_dim", feat_dim, least=1)
         check_whole("crd", "nce_k", nce_k, least=1)
-        check_number("crd", "temperature", temperature, above=0.0, scheduled=False)
+        check_number("crd", "nce_t", nce_t, above=0.0, scheduled=False)
         check_number("crd", "momentum", momentum, least=0.0, below=1.0, scheduled=False)
         self.items = items
         self.feat_dim = feat_dim
         self.nce_k = nce_k
-        self.temperature = temperature
+        self.nce_t = nce_t
         self.momentum = momentum
         self.needs = replace(self.needs, index=True)
         self.student_map: nn.Module = nn.Identity()
@@ -164,7 +164,7 @@ class CRD(EmbeddingLoss):
 
         def told_apart(anchors: Tensor, bank: Bank, log_z: Tensor) -> Tensor:
             shift = log_z + math.log(self.nce_k)
-            return contrast(anchors, bank.embeddings, own, counts, temperature=self.temperature, shift=shift)
+            return contrast(anchors, bank.embeddings, own, counts, temperature=self.nce_t, shift=shift)
 
         return told_apart(s, self.teacher_bank, self.log_z[0]) + told_apart(t, self.student_bank, self.log_z[1])
 
@@ -193,7 +193,7 @@ class CRD(EmbeddingLoss):
 
     def _log_mean(self, anchors: Bank, bank: Bank) -> Tensor:
         """``log(Z / M)``: of the mean over pairs of a row of one bank, of length 1, and a row of the other."""
-        scores = unit(anchors.embeddings[:ANCHORS]) @ bank.embeddings.T / self.temperature
+        scores = unit(anchors.embeddings[:ANCHORS]) @ bank.embeddings.T / self.nce_t
         return scores.logsumexp(dim=(0, 1)) - math.log(scores.numel())
 
     def _known_items(self) -> int:

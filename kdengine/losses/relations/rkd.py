@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import Batch, ConfigurationError, Scalar
+from kdengine.losses.arguments import check_number
 from kdengine.losses.hints.pairs import Paths
-from kdengine.losses.relations.arguments import check_number
 from kdengine.losses.relations.embeddings import EmbeddingLoss, unit
 
 

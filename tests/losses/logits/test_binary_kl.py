@@ -85,7 +85,9 @@ def test_a_label_that_the_teacher_alone_masks_is_a_no():
 
 
 def test_a_bad_temperature_is_refused():
-    with pytest.raises(kdengine.ConfigurationError, match="binary_kl needs a temperature above 0, got -1"):
+    with pytest.raises(
+        kdengine.ConfigurationError, match="binary_kl: temperature must be a finite number above 0, got -1"
+    ):
         BinaryKL(-1)
 
 

@@ -119,14 +119,14 @@ def test_masked_classes_are_no_nan():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "a temperature above 0, got 0.0"),
-        ({"beta": -1.0}, "a beta of at least 0, got -1.0"),
-        ({"gamma": "much"}, "a gamma of at least 0, got 'much'"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
+        ({"beta": -1.0}, "beta must be a finite number of at least 0, got -1.0"),
+        ({"gamma": "much"}, "gamma must be a finite number of at least 0, got 'much'"),
     ],
     ids=str,
 )
 def test_a_bad_argument_is_refused(options, message):
-    with pytest.raises(kdengine.ConfigurationError, match=f"dist needs {message}"):
+    with pytest.raises(kdengine.ConfigurationError, match=f"dist: {message}"):
         DIST(**options)
 
 

@@ -136,14 +136,14 @@ def test_bad_labels_are_refused(labels, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "a temperature above 0, got 0"),
-        ({"alpha": -1.0}, "an alpha of at least 0, got -1.0"),
-        ({"beta": float("inf")}, "a beta of at least 0, got inf"),
+        ({"temperature": 0}, "temperature must be a finite number above 0, got 0"),
+        ({"alpha": -1.0}, "alpha must be a finite number of at least 0, got -1.0"),
+        ({"beta": float("inf")}, "beta must be a finite number of at least 0, got inf"),
     ],
     ids=str,
 )
 def test_a_bad_argument_is_refused(options, message):
-    with pytest.raises(kdengine.ConfigurationError, match=f"dkd needs {message}"):
+    with pytest.raises(kdengine.ConfigurationError, match=f"dkd: {message}"):
         DKD(**options)
 
 

@@ -71,7 +71,10 @@ def test_masked_classes_change_nothing():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, None])
 def test_a_bad_smoothing_is_refused(smoothing):
-    with pytest.raises(kdengine.ConfigurationError, match="hard needs a label_smoothing from 0 to 1, got"):
+    with pytest.raises(
+        kdengine.ConfigurationError,
+        match="hard: label_smoothing must be a finite number of at least 0 and at most 1, got",
+    ):
         Hard(smoothing)
 
 

@@ -67,14 +67,14 @@ def test_masked_classes_change_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, "a temperature above 0, got -1.0"),
-        ({"beta": 0.0}, "a beta strictly between 0 and 1, got 0.0"),
-        ({"beta": 1}, "a beta strictly between 0 and 1, got 1"),
+        ({"temperature": -1.0}, "temperature must be a finite number above 0, got -1.0"),
+        ({"beta": 0.0}, "beta must be a finite number above 0 and below 1, got 0.0"),
+        ({"beta": 1}, "beta must be a finite number above 0 and below 1, got 1"),
     ],
     ids=str,
 )
 def test_a_bad_argument_is_refused(options, message):
-    with pytest.raises(kdengine.ConfigurationError, match=f"jsd needs {message}"):
+    with pytest.raises(kdengine.ConfigurationError, match=f"jsd: {message}"):
         JSD(**options)
 
 

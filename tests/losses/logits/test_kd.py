@@ -102,15 +102,15 @@ def test_masked_classes_change_nothing(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "a temperature above 0, got 0.0"),
-        ({"hard_weight": -0.1}, "a hard_weight of at least 0, got -0.1"),
-        ({"beta": 1.0}, "a beta strictly between 0 and 1, got 1.0"),
-        ({"label_smoothing": 2.0}, "a label_smoothing from 0 to 1, got 2.0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
+        ({"hard_weight": -0.1}, "hard_weight must be a finite number of at least 0, got -0.1"),
+        ({"beta": 1.0}, "beta must be a finite number above 0 and below 1, got 1.0"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be a finite number of at least 0 and at most 1, got 2.0"),
     ],
     ids=str,
 )
 def test_a_bad_argument_is_refused(options, message):
-    with pytest.raises(kdengine.ConfigurationError, match=f"kd needs {message}"):
+    with pytest.raises(kdengine.ConfigurationError, match=f"kd: {message}"):
         KD(**options)
 
 

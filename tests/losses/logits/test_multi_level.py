@@ -121,7 +121,9 @@ def test_temperatures_that_are_no_list_are_refused(temperatures):
 
 
 def test_a_bad_temperature_is_refused():
-    with pytest.raises(kdengine.ConfigurationError, match="multi_level needs a temperature above 0, got 0"):
+    with pytest.raises(
+        kdengine.ConfigurationError, match="multi_level: each of temperatures must be a finite number above 0, got 0"
+    ):
         MultiLevel([2.0, 0])
 
 

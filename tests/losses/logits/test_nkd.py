@@ -133,13 +133,13 @@ def test_bad_labels_are_refused(labels, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "a temperature above 0, got 0"),
-        ({"gamma": -1.0}, "a gamma of at least 0, got -1.0"),
+        ({"temperature": 0}, "temperature must be a finite number above 0, got 0"),
+        ({"gamma": -1.0}, "gamma must be a finite number of at least 0, got -1.0"),
     ],
     ids=str,
 )
 def test_a_bad_argument_is_refused(options, message):
-    with pytest.raises(kdengine.ConfigurationError, match=f"nkd needs {message}"):
+    with pytest.raises(kdengine.ConfigurationError, match=f"nkd: {message}"):
         NKD(**options)
 
 

@@ -85,7 +85,9 @@ def test_masked_classes_change_nothing(option):
 
 
 def test_a_bad_temperature_is_refused():
-    with pytest.raises(kdengine.ConfigurationError, match="soft_ce needs a temperature above 0, got 0"):
+    with pytest.raises(
+        kdengine.ConfigurationError, match="soft_ce: temperature must be a finite number above 0, got 0"
+    ):
         SoftCE(0)
 
 

@@ -70,7 +70,7 @@ def test_masked_classes_change_nothing():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), True, "hot"])
 def test_a_bad_temperature_is_refused(temperature):
-    with pytest.raises(kdengine.ConfigurationError, match="tvd needs a temperature above 0, got"):
+    with pytest.raises(kdengine.ConfigurationError, match="tvd: temperature must be a finite number above 0, got"):
         TVD(temperature)
 
 

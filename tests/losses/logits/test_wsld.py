@@ -103,7 +103,7 @@ def test_probabilities_as_labels_are_refused():
 
 
 def test_a_bad_temperature_is_refused():
-    with pytest.raises(kdengine.ConfigurationError, match="wsld needs a temperature above 0, got -2"):
+    with pytest.raises(kdengine.ConfigurationError, match="wsld: temperature must be a finite number above 0, got -2"):
         WSLD(-2)
 
 

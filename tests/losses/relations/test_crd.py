@@ -52,7 +52,7 @@ def inner(one, other):
 
 def expected(loss, batch):
     """-log h of the positive and -log(1 - h) of every negative, with either model as the anchor; Tian et al. 2020."""
-    count, draws, temperature = loss.items, loss.nce_k, loss.temperature
+    count, draws, temperature = loss.items, loss.nce_k, loss.nce_t
     negatives = count_negatives(loss.key, loss.steps, batch.index, count, draws, torch.float64).tolist()
     sides = [
         (loss.student_map, batch.student.logits, loss.teacher_bank, loss.log_z[0]),
@@ -75,7 +75,7 @@ def expected(loss, batch):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"nce_k": 40}, {"temperature": 0.5}, {"momentum": 0.0}, {"pool": True}, {"student": "a", "teacher": "b"}],
+    [{}, {"nce_k": 40}, {"nce_t": 0.5}, {"momentum": 0.0}, {"pool": True}, {"student": "a", "teacher": "b"}],
     ids=str,
 )
 def test_the_kit_accepts_every_option(options):
@@ -87,7 +87,7 @@ def test_the_kit_accepts_features_of_any_shapes(student, teacher):
     check_loss(CRD, sample=features(student, teacher), **SMALL, student="hidden", teacher="hidden")
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "nce_k": 30}, {"feat_dim": 16}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"nce_t": 0.5, "nce_k": 30}, {"feat_dim": 16}], ids=str)
 def test_per_item_is_the_sum_over_positive_and_negatives_of_both_anchors(options):
     loss, batch = made(**options), indexed(logits(5), logits(5, seed=1), [8, 0, 3, 1, 7])
     assert loss.per_item(batch).tolist() == pytest.approx(expected(loss, batch), rel=1e-9)
@@ -96,7 +96,7 @@ def test_per_item_is_the_sum_over_positive_and_negatives_of_both_anchors(options
 
 
 def test_z_is_the_mean_over_the_banks_as_they_begin():
-    loss = made(temperature=0.3)
+    loss = made(nce_t=0.3)
     sides = (loss.student_bank, loss.teacher_bank), (loss.teacher_bank, loss.student_bank)
     for (one, other), log_z in zip(sides, loss.log_z.tolist(), strict=True):
         found = []
@@ -224,7 +224,7 @@ def test_outside_of_training_nothing_is_noted(where):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("temperature", [0.07, 1e-3])
 def test_awkward_items_give_a_finite_value_and_gradient(awkward, dtype, temperature):
-    loss = made(torch.promote_types(dtype, torch.float32), temperature=temperature)
+    loss = made(torch.promote_types(dtype, torch.float32), nce_t=temperature)
     rows = awkward().to(dtype)
     other = logits(len(rows), seed=1).to(dtype)
     for pair in ((rows, other), (other, rows)):
@@ -265,12 +265,12 @@ def test_a_second_derivative_is_refused():
         ({"items": 1}, "crd: items must be a whole number of at least 2, got 1"),
         ({"feat_dim": 0}, "crd: feat_dim must be a whole number of at least 1, got 0"),
         ({"nce_k": 1.5}, "crd: nce_k must be a whole number of at least 1, got 1.5"),
-        ({"temperature": 0.0}, "crd: temperature must be a finite number above 0, got 0.0"),
-        ({"temperature": kdengine.Linear(1.0, 0.1)}, "crd: temperature must be a finite number above 0, got"),
+        ({"nce_t": 0.0}, "crd: nce_t must be a finite number above 0, got 0.0"),
+        ({"nce_t": kdengine.Linear(1.0, 0.1)}, "crd: nce_t must be a finite number above 0, got"),
         ({"momentum": 1.0}, "crd: momentum must be a finite number of at least 0 and below 1, got 1.0"),
         ({"student": "layer4"}, "crd: student='layer4' and teacher=None"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):

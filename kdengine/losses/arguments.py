@@ -1,4 +1,4 @@
-"""Checks of the arguments of losses on features."""
+"""Checks of the arguments that losses are made with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from typing import Any
 from kdengine.api import ConfigurationError, Schedule
 
 
-def check_number(loss: str, name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
-    """Refuse what is no finite number in its range; a schedule, whose values come later, passes.
+def check_number(
+    loss: str,
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    scheduled: bool = True,
+) -> None:
+    """Refuse what is no finite number in its range.
 
     Args:
         loss: name of the loss, for the message.
@@ -18,20 +28,30 @@ def check_number(loss: str, name: str, value: Any, *, least: float = -math.inf, 
         value: that was given.
         least: smallest value.
         above: a bound that the value must exceed.
+        most: largest value.
+        below: a bound that it must not reach.
+        scheduled: whether a schedule, whose values come later, passes as well.
 
     Raises:
         ConfigurationError: it is something else.
 
     Example:
-        >>> check_number("ab", "margin", 1.0, above=0)
+        >>> check_number("rkd", "angle_weight", 50.0, least=0)
+        >>> check_number("kd", "temperature", 0, above=0)
+        Traceback (most recent call last):
+        kdengine.api.errors.ConfigurationError: kd: temperature must be a finite number above 0, got 0
     """
-    if isinstance(value, Schedule):
+    if scheduled and isinstance(value, Schedule):
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < least or value <= above:
-        bounds = [f"of at least {least:g}"] if least > -math.inf else []
-        bounds += [f"above {above:g}"] if above > -math.inf else []
-        raise ConfigurationError(f"{loss}: {name} must be {' '.join(['a finite number', *bounds])}, got {value!r}")
+    if is_number and least <= value <= most and above < value < below:
+        return
+    lower = {"of at least": least, "above": above}
+    upper = {"at most": most, "below": below}
+    low = [f"{word} {bound:g}" for word, bound in lower.items() if bound > -math.inf]
+    high = [f"{word} {bound:g}" for word, bound in upper.items() if bound < math.inf]
+    expected = " ".join(["a finite number", " and ".join(low + high)]).strip()
+    raise ConfigurationError(f"{loss}: {name} must be {expected}, got {value!r}")
 
 
 def check_whole(loss: str, name: str, value: Any, *, least: int) -> None:
@@ -39,6 +59,9 @@ def check_whole(loss: str, name: str, value: Any, *, least: int) -> None:
 
     Raises:
         ConfigurationError: it is something else.
+
+    Example:
+        >>> check_whole("cc", "order", 2, least=1)
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{loss}: {name} must be a whole number of at least {least}, got {value!r}")
