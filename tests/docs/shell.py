@@ -11,7 +11,7 @@ BORROW = "import site; site.addsitedir({site!r})\n"
 INSTALL = """#!/bin/sh
 command="$1"; shift
 case "$command" in
-  install) exec "{python}" -m pip install -q --no-deps --no-build-isolation --no-index "$@" ;;
+  install|wheel) exec "{python}" -m pip "$command" -q --no-deps --no-build-isolation --no-index "$@" ;;
   *) exec "{python}" -m pip "$command" "$@" ;;
 esac
 """

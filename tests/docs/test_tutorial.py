@@ -1,5 +1,6 @@
 """The plugin tutorial, executed from the first block to the last."""
 
+import json
 import sys
 
 import pytest
@@ -25,4 +26,6 @@ def test_the_tutorial_does_what_it_says(tmp_path):
             assert block.language == "text", f"line {block.line}: a block that is neither file, command nor output"
             missing = [line for line in block.text.splitlines() if line not in output]
             assert not missing, f"line {block.line}: {missing} is not in\n{output}"
-    assert (shell.work / "runs" / "package" / "student.safetensors").exists()
+    for name in ("file", "installed", "qualified", "wheel"):
+        assert "focal_kd" in (shell.work / "runs" / name / "metrics.jsonl").read_text()
+    assert json.loads((shell.work / "runs" / "wheel" / "summary.json").read_text())["plugins"] == {"focal-kd": "0.1.0"}

@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 
+from kdengine.cli.scaffold import SUFFIX, TEMPLATES
 from kdengine.ops import toolchain
 from tests.packaging import project
 
@@ -41,6 +42,10 @@ def test_without_torch_the_wheel_is_pure_and_carries_the_sources(tmp_path):
     assert {name.removeprefix("kdengine/_csrc/") for name in inside if "_csrc" in name} == sources
     assert not any(name.endswith((".so", ".o", ".pyc")) for name in inside)
     assert "kdengine/py.typed" in inside
+    assert {name for name in inside if name.endswith(SUFFIX)} == {
+        f"kdengine/cli/templates/plugin/{path.relative_to(TEMPLATES).as_posix()}"
+        for path in TEMPLATES.rglob(f"*{SUFFIX}")
+    }
 
 
 def test_the_source_distribution_carries_what_a_wheel_is_built_from(tmp_path):
