@@ -53,7 +53,8 @@ class SoftLoss(kdengine.Loss):
         logits = (batch.student.logits, batch.teacher.logits)
         student, teacher = (x if x.itemsize >= 4 else x.float() for x in logits)
         target = torch.softmax(teacher / self.temperature, -1)
-        return -(self.temperature**2) * (target * torch.log_softmax(student / self.temperature, -1)).sum(-1)
+        costs = -torch.log_softmax(student / self.temperature, -1)
+        return self.temperature**2 * (target * costs.masked_fill(target == 0, 0.0)).sum(-1)
 
 
 class Lines(kdengine.Logger):

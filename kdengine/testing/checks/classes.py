@@ -49,7 +49,10 @@ def classes(case: Case, trial: Trial) -> None:
     masked = _terms(case, _pad(-torch.inf, -torch.inf))
     for term in concerned:
         what = f"with masked classes (logits of -inf on both sides), {term!r}"
-        trial.finite(what, masked[term])
+        values, slopes = masked[term]
+        advice = "; a probability of 0 times infinity is NaN: fill in 0 where the probability is 0"
+        trial.require(bool(values.isfinite().all()), f"{what} is not finite{advice}")
+        trial.require(bool(slopes.isfinite().all()), f"{what} has a gradient that is not finite{advice}")
         _same(trial, what, masked[term], plain[term])
 
 
