@@ -1,7 +1,10 @@
 """The exceptions a user can meet, and the nearest known name for a mistyped one."""
 
+from __future__ import annotations
+
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class KDEngineError(Exception):
@@ -10,6 +13,42 @@ class KDEngineError(Exception):
 
 class ConfigurationError(KDEngineError, ValueError):
     """An argument, a recipe or a plugin's contribution cannot be used; the message says how to mend it."""
+
+
+class LossError(ConfigurationError):
+    """A loss cannot be used in a fit as it is given; the message begins with its place.
+
+    Attributes:
+        reason: what is wrong, without the place.
+        place: keys from the top of a recipe: ``("losses", label)``, and the argument where one is to blame.
+
+    Example:
+        >>> print(LossError("there is no module 'layer9'", "hint", "student"))
+        losses.hint.student: there is no module 'layer9'
+    """
+
+    def __init__(self, reason: object, label: str, argument: str | None = None) -> None:
+        self.reason = str(reason)
+        self.place = ("losses", label) if argument is None else ("losses", label, argument)
+        super().__init__(f"{'.'.join(self.place)}: {self.reason}")
+
+    def __reduce__(self) -> tuple[type[LossError], tuple[str, ...]]:
+        """Errors travel between processes."""
+        return type(self), (self.reason, *self.place[1:])
+
+
+@contextmanager
+def in_loss(label: str, argument: str | None = None) -> Iterator[None]:
+    """Whatever cannot work in here is said of a loss; an error that names a loss already stays as it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise of_loss(error, label, argument) from error
+
+
+def of_loss(error: ValueError, label: str, argument: str | None = None) -> LossError:
+    """The error to raise in place of one that came from a loss."""
+    return error if isinstance(error, LossError) else LossError(error, label, argument)
 
 
 class CheckpointError(KDEngineError):

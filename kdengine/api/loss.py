@@ -57,6 +57,8 @@ class Loss(nn.Module):
         scope: ``"item"`` or ``"batch"``.
         at_equality: what the loss promises of a student that gives what its teacher gives: that the value is
             ``"zero"``, or that it has its ``"minimum"`` there; None promises nothing. The kit holds it to it.
+        detaches: whether the gradient takes a part of the value as a constant on purpose, such as a weight that is
+            computed from the outputs. The kit then holds what the loss detaches at its value.
         terms: names of the terms that :meth:`per_item` or :meth:`value` returns when it returns a dict.
         needs: what the loss reads.
         projector: name or factory of the projector between features, for losses that use one.
@@ -71,6 +73,7 @@ class Loss(nn.Module):
 
     scope: ClassVar[Literal["item", "batch"]] = "item"
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = None
+    detaches: ClassVar[bool] = False
     terms: tuple[str, ...] = ("loss",)
     needs: Needs = Needs()
     projector: str | Callable[..., nn.Module] | None = None
@@ -115,6 +118,16 @@ class Loss(nn.Module):
         The batch holds the items that count, and at least one.
         """
         raise NotImplementedError(f"{type(self).__name__} has scope 'batch' and must implement value(batch)")
+
+    def end_step(self) -> None:
+        """Write down what the loss remembers of the items that it saw; a loss without a memory has nothing to do.
+
+        Called after every optimizer step, in every process and before a checkpoint. A loss that reads its memory in
+        :meth:`per_item`, and changes it here alone, keeps the promise of the scope ``"item"``: all micro-batches and
+        processes of a step see the same memory. What it stores it passes through :func:`kdengine.gather`, which keeps
+        its buffers the same in all processes; they are not exchanged at every forward pass. Outside of training, where
+        ``self.training`` is False or no gradient is recorded, it does not note what it sees.
+        """
 
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Reduce the loss to what is differentiated.

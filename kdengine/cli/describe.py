@@ -18,13 +18,14 @@ POSITIONAL = {"datasets": 1, "optimizers": 1}
 """How many arguments the engine gives by position; of a teacher source it depends on what it wraps."""
 
 SUPPLIED = {
+    "losses": ("items",),
     "models": ("classes", "input_shape"),
     "transforms": ("classes", "input_shape"),
     "projectors": ("student_shape", "teacher_shape"),
 }
 """Arguments that the engine fills in."""
 
-_SECTION = re.compile(r"^(Args|Attributes|Example|Examples|Raises|Returns|Yields):\s*$", re.MULTILINE)
+_SECTION = re.compile(r"^(Args|Attributes|Example|Examples|Raises|References|Returns|Yields):\s*$", re.MULTILINE)
 _ENTRY = re.compile(r"^ {4}(\w+)(?: \(.*?\))?: (.*(?:\n {8,}.*)*)", re.MULTILINE)
 
 
@@ -36,6 +37,7 @@ class Shown:
     description: str
     arguments: list[dict[str, Any]]
     table: str
+    references: list[str]
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -48,6 +50,7 @@ class Shown:
             "distribution": part.distribution,
             "version": part.version,
             "description": self.description,
+            "references": self.references,
             "arguments": self.arguments,
             "recipe": self.table,
         }
@@ -56,6 +59,7 @@ class Shown:
         """For a person."""
         part = self.component
         lines = [f"{part.qualified}  ({part.kind}; {part.origin})", "", self.description, ""]
+        lines += ["References:", *(f"  {line}" for line in self.references), ""] if self.references else []
         lines += ["Arguments:", *map(argument_line, self.arguments), ""] if self.arguments else ["No arguments.", ""]
         return "\n".join([*lines, "In a recipe:", f"  {self.table}"])
 
@@ -137,11 +141,11 @@ def show_component(part: Component) -> Shown:
         skip = taken_by_position(factory) if part.kind == "teachers" else POSITIONAL.get(part.kind, 0)
         known = arguments(factory, skip=skip)
     except (KDEngineError, ValueError) as error:
-        return Shown(part, f"It cannot be loaded: {error}", [], "")
+        return Shown(part, f"It cannot be loaded: {error}", [], "", [])
     supplied = SUPPLIED.get(part.kind, ())
     lines = argument_docs(factory)
     rows = [argument_row(argument, lines, supplied=name in supplied) for name, argument in known.items()]
-    return Shown(part, description(factory), rows, recipe_table(part, known, supplied))
+    return Shown(part, description(factory), rows, recipe_table(part, known, supplied), references(factory))
 
 
 def argument_row(argument: Argument, lines: dict[str, str], *, supplied: bool) -> dict[str, Any]:
@@ -172,9 +176,19 @@ def description(factory: Callable[..., Any]) -> str:
 
 def argument_docs(factory: Callable[..., Any]) -> dict[str, str]:
     """The lines of a Google-style ``Args:`` section by argument."""
+    return {name: " ".join(text.split()) for name, text in _ENTRY.findall(sections(factory).get("Args", ""))}
+
+
+def references(factory: Callable[..., Any]) -> list[str]:
+    """The papers of a Google-style ``References:`` section, one for each of its paragraphs."""
+    text = inspect.cleandoc(sections(factory).get("References", ""))
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+def sections(factory: Callable[..., Any]) -> dict[str, str]:
+    """The sections of a Google-style docstring by title."""
     parts = _SECTION.split(own_doc(factory))
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    return {name: " ".join(text.split()) for name, text in _ENTRY.findall(sections.get("Args", ""))}
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def own_doc(factory: Callable[..., Any]) -> str:

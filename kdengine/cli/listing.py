@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from kdengine.cli import planning, tables
+from kdengine.cli import planning, scaffold, tables
 
-plugins_app = typer.Typer(invoke_without_command=True, help="List plugins, or show one plugin or component.")
+plugins_app = typer.Typer(invoke_without_command=True, help="List plugins, show one plugin or component, or begin one.")
+plugins_app.command("new")(scaffold.new)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Acting = Annotated[

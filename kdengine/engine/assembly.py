@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdengine.api import Batch, ConfigurationError, Loss, Output, TeacherSource
+from kdengine.api.errors import LossError, in_loss
 from kdengine.engine import random
 from kdengine.engine.batching import place
 from kdengine.engine.evaluate import evaluation_mode
@@ -50,27 +51,26 @@ def make_models(
         labels = [label for label, loss in losses.items() if loss.needs.teacher]
         raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
     _check_evolution(source, losses)
+    student_features = _capture(student, losses, "student")
     guard, teacher, teacher_features = None, None, None
     if source is not None:
         source.find_logits = find_logits
         source.prepare(student)
+        if (given := _as_one(source.modules())) is not None:  # what cannot be captured is said before a module changes
+            _capture_teacher(source, given, losses)
         source.place(runtime.device)
         modules = source.modules()
-        teacher = nn.ModuleList(modules) if len(modules) > 1 else next(iter(modules), None)
+        teacher = _as_one(modules)
         if not source.evolving or source.learns:
             refuse_shared(modules, student)
         guard = None if source.evolving or not modules else FrozenGuard(modules)
-        if paths := [path for need in needs for path in need.teacher_features]:
-            if teacher is None or not source.gives_features:
-                raise ConfigurationError(f"features {paths} were asked of a teacher without live modules (a cache)")
-            teacher_features = Capture(teacher, paths, "teacher")
-    paths = [path for need in needs for path in need.student_features]
+        teacher_features = _capture_teacher(source, teacher, losses)
     return Models(
         student=student,
         source=source,
         teacher=teacher,
         guard=guard,
-        student_features=Capture(student, paths, "student") if paths else None,
+        student_features=student_features,
         teacher_features=teacher_features,
         find_logits=find_logits,
         align=None if classes is None else Aligner(classes),
@@ -79,14 +79,38 @@ def make_models(
     )
 
 
+def _capture(module: nn.Module, losses: Mapping[str, Loss], role: Literal["student", "teacher"]) -> Capture | None:
+    asked = {label: getattr(loss.needs, f"{role}_features") for label, loss in losses.items()}
+    return Capture(module, asked, role) if any(asked.values()) else None
+
+
+def _as_one(modules: Sequence[nn.Module]) -> nn.Module | None:
+    """The module by whose paths a teacher's features are named: of several, a list of them."""
+    return nn.ModuleList(modules) if len(modules) > 1 else next(iter(modules), None)
+
+
+def _capture_teacher(source: TeacherSource, teacher: nn.Module | None, losses: Mapping[str, Loss]) -> Capture | None:
+    if teacher is not None and source.gives_features:
+        return _capture(teacher, losses, "teacher")
+    for label, loss in losses.items():
+        if not (paths := loss.needs.teacher_features):
+            continue
+        raise LossError(
+            f"the features {list(paths)} are asked of a {type(source).__name__}, a teacher without live modules, which "
+            "gives no features (a cache keeps logits alone); use the live teacher: without 'source' in a recipe",
+            label,
+            "teacher",
+        )
+    return None
+
+
 def _check_evolution(source: TeacherSource | None, losses: Mapping[str, Loss]) -> None:
     if source is None or source.evolving:
         return
     for label, loss in losses.items():
         if loss.needs.teacher_gradients or loss.needs.teacher_training:
-            raise ConfigurationError(
-                f"the loss {label!r} trains the teacher, but the teacher is frozen; "
-                "give a TeacherSource with evolving = True"
+            raise LossError(
+                "it trains the teacher, but the teacher is frozen; give a TeacherSource with evolving = True", label
             )
 
 
@@ -134,17 +158,21 @@ def set_up_losses(
     host: Host,
     example: Callable[[], Batch],
 ) -> None:
-    """Run every loss's ``setup`` once, on real shapes; random state and batch statistics stay as found."""
+    """Run every loss's ``setup`` once, on real shapes; random state and batch statistics stay as found.
+
+    Where features are asked for the models run even if no loss waits for shapes: it shows that they arrive.
+    """
     waiting = {label: loss for label, loss in objective.losses.items() if type(loss).setup is not Loss.setup}
-    if not waiting:
+    if not (waiting or models.student_features or models.teacher_features):
         return
     batch = place(example(), runtime.device)
     with attached(models), evaluation_mode(*models.moving), random.preserved(), torch.no_grad():
         run_pair(models, precision, batch)
     for label, loss in waiting.items():
         if isinstance(name := loss.projector, str):
-            loss.projector = host.component("projectors", name).load()
-        with random.preserved():
+            with in_loss(label, "projector"):
+                loss.projector = host.component("projectors", name).load()
+        with random.preserved(), in_loss(label):
             loss.setup(objective.view(label, batch))
         loss.to(objective.device, objective.dtype)
 
@@ -170,7 +198,9 @@ def make_strategy(
             fsdp.shard(module, frozen=module not in models.learning)
         return fsdp.Sharded([models.student, *models.learning], objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
-    return Replicated(models.student, objective.modules, models.evolving, unused=unused)
+    return Replicated(
+        models.student, objective.modules, models.evolving, unused=unused, remembering=objective.remembering
+    )
 
 
 def _leaves_out(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdengine.api.batch import Batch, describe
+from kdengine.api.batch import Batch, describe, first_tensor
 from kdengine.api.errors import ConfigurationError
 from kdengine.api.models import call_model as call_model
 from kdengine.api.models import find_logits as find_logits
@@ -68,6 +68,12 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(move(item, device) for item in value)
     return value
+
+
+def device_of(inputs: Any) -> torch.device:
+    """Where a batch's inputs are."""
+    tensor = first_tensor(inputs)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def place(batch: Batch, device: torch.device) -> Batch:

@@ -42,6 +42,7 @@ from kdengine.engine.assembly import (
     trainable,
     waits_for_metric,
 )
+from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import measure
 from kdengine.engine.feed import Feed
@@ -345,7 +346,7 @@ class Engine:
         objective.place(self.runtime.device, next(self.student.parameters()).dtype)
         set_up_losses(objective, models, precision, self.runtime, self.host, example)
         if self.compile:
-            compile_student(self.student)
+            compile_in_place(self.student)
         self._built = models, objective, precision
         return self._built
 
@@ -428,7 +429,8 @@ class Engine:
         """The engine's objective for one batch, for a loop that is not the engine's.
 
         The teacher and the student run, every term is reduced over this batch, and the weighted sum comes back with
-        a graph; backward and the optimizer are the caller's.
+        a graph; backward and the optimizer are the caller's. What a loss remembers of a batch it writes down when this
+        is called again.
 
         Args:
             batch: an item as a loader would yield it.
@@ -443,6 +445,7 @@ class Engine:
         """
         read = self._to_batch(batch)
         models, objective, precision = self._models_for(read)
+        objective.end_step()
         if progress is not None:
             objective.advance(progress)
         masks = objective.masks(read)
@@ -480,11 +483,3 @@ class Engine:
             runtime=self.runtime,
             to_batch=self._to_batch,
         )
-
-
-def compile_student(student: nn.Module) -> None:
-    """Compile in place, with guards on hooks so that a feature hook set later is not compiled away."""
-    import torch._dynamo
-
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-    student.compile()

@@ -1,75 +1,202 @@
-"""Capturing a module's features: hooks that exist only while a fit needs them."""
+"""Capturing features by the paths of modules: hooks that exist only while a fit needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdengine.api.errors import ConfigurationError, nearest
+from kdengine.api.batch import describe, first_tensor
+from kdengine.api.errors import ConfigurationError, LossError, in_loss
+from kdengine.api.features import INPUT, expand
+from kdengine.engine.compiled import guard_hooks, unwrapped
 
 
 class Capture:
-    """Forward hooks on the module paths that losses asked for.
+    """Forward hooks on the modules that losses asked for.
 
-    Use :meth:`attach` and :meth:`remove` around a fit; :meth:`take` after each forward hands over what arrived and
-    forgets it, so that nothing leaks from one batch, or from an evaluation, into the next.
+    Use :meth:`attach` and :meth:`remove` around a fit, :meth:`start` before a forward whose features are wanted and
+    :meth:`take` after it. Any other forward, such as an evaluation's, is not captured: nothing leaks from it.
+
+    What is captured of a module is the first tensor of what it returns, looked for inside tuples, lists and mappings;
+    with ``:input`` behind the path, the first tensor among its positional, then its keyword arguments. A module that
+    runs several times in a forward gives what it gave last. A tensor that a later module changes in place (a ReLU,
+    usually) is captured as it was.
+
+    Args:
+        module: the model; wrappers around it (``torch.compile``, DistributedDataParallel) are not part of paths.
+        asked: paths and patterns by label of the loss that asks.
+        role: whose features they are.
+
+    Attributes:
+        paths: what is captured, in the order of the model's modules.
+
+    Raises:
+        LossError: a path names nothing, or lies inside a module in which hooks do not fire.
     """
 
-    def __init__(self, module: nn.Module, paths: Iterable[str], role: str) -> None:
-        self.module = module
+    def __init__(
+        self, module: nn.Module, asked: Mapping[str, Iterable[str]], role: Literal["student", "teacher"]
+    ) -> None:
+        self.module = unwrapped(module)
         self.role = role
-        self.paths = tuple(dict.fromkeys(paths))
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        self._askers: dict[str, str] = {}
+        for label, patterns in asked.items():
+            with in_loss(label, role):
+                for path in _expand(patterns, modules):
+                    check_hookable(modules, path.removesuffix(INPUT))
+                    self._askers.setdefault(path, label)
+        self.paths = tuple(name + end for name in modules for end in (INPUT, "") if name + end in self._askers)
+        self._hooks = {path: self._hook(path) for path in self.paths}
         self._handles: list[RemovableHandle] = []
+        self._depth = 0
+        self._wanted = False
         self._seen: dict[str, Tensor] = {}
-        known = dict(module.named_modules())
-        for path in self.paths:
-            if path not in known:
-                raise ConfigurationError(
-                    f"the {role} {type(module).__name__} has no module {path!r}; {nearest(path, filter(None, known))}"
-                )
+        self._versions: dict[str, tuple[Tensor, int]] = {}
+        self._kept: dict[bool, set[str]] = {True: set(), False: set()}
 
     def attach(self) -> None:
-        """Set the hooks."""
-        modules = dict(self.module.named_modules())
-        for path in self.paths:
-            self._handles.append(modules[path].register_forward_hook(self._hook(path)))
+        """Set the hooks; may be nested."""
+        self._depth += 1
+        if self._depth > 1:
+            return
+        guard_hooks()
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        for path, hook in self._hooks.items():
+            module = modules[path.removesuffix(INPUT)]
+            self._handles.append(
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+                if path.endswith(INPUT)
+                else module.register_forward_hook(hook)
+            )
 
     def remove(self) -> None:
-        """Take every hook away."""
+        """Take every hook away, where :meth:`attach` first set them."""
+        self._depth -= 1
+        if self._depth > 0:
+            return
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._seen.clear()
+        self._forget()
 
-    def discard(self) -> None:
-        """Forget what the last forward gave; an evaluation asks for no features."""
-        self._seen = {}
+    def start(self) -> None:
+        """The features of the forward that follows are wanted."""
+        self._forget()
+        self._wanted = True
 
-    def take(self) -> Mapping[str, Tensor]:
-        """What the last forward gave.
+    def take(self) -> dict[str, Tensor]:
+        """What the forward gave, by path, in the order of the model's modules.
 
         Raises:
-            ConfigurationError: a declared feature did not arrive, for instance because its module never ran.
+            LossError: a declared feature did not arrive, for instance because its module never ran.
         """
-        seen, self._seen = self._seen, {}
-        missing = [path for path in self.paths if path not in seen]
-        if missing:
-            raise ConfigurationError(
-                f"no feature arrived from {', '.join(map(repr, missing))} of the {self.role}: the module did not run "
-                "in this forward, or its hook was compiled away"
-            )
-        return seen
-
-    def _hook(self, path: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple | list) and output else output
-            if not isinstance(value, Tensor):
-                raise ConfigurationError(
-                    f"the module {path!r} of the {self.role} returned {type(value).__name__}, expected a tensor"
+        seen, versions = self._seen, self._versions
+        self._forget()
+        for path in self.paths:
+            if path not in seen:
+                raise self._error(
+                    path,
+                    f"no feature arrived from {path!r}: either the module did not run in this forward, or its hook was "
+                    "compiled away; a model that you compile yourself needs "
+                    "torch._dynamo.config.skip_nnmodule_hook_guards = False before its first run (compile=True sees "
+                    "to it)",
                 )
-            self._seen[path] = value
+        self._learn(versions)
+        return {path: seen[path] for path in self.paths}
 
-        return keep
+    def _forget(self) -> None:
+        self._wanted = False
+        self._seen, self._versions = {}, {}
+
+    def _hook(self, path: str) -> Callable[..., None]:
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._keep(path, [*args, *kwargs.values()])
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._keep(path, output)
+
+        return before if path.endswith(INPUT) else after
+
+    def _keep(self, path: str, given: Any) -> None:
+        """Keep a feature; a copy unless it is known that nothing changes it in place."""
+        if not self._wanted:
+            return
+        value = first_tensor(given)
+        if value is None:
+            raise self._error(path, f"expected a tensor from {path!r}, got {describe(given)}")
+        if torch.compiler.is_compiling():
+            self._seen[path] = value.clone()
+            return
+        self._seen[path] = value if path in self._kept[self.module.training] else value.clone()
+        if not value.is_inference():
+            self._versions[path] = (value, value._version)
+
+    def _learn(self, versions: Mapping[str, tuple[Tensor, int]]) -> None:
+        """What stayed as it was needs no copy from the next forward on."""
+        kept = self._kept[self.module.training]
+        for path, (value, version) in versions.items():
+            if value._version == version:
+                kept.add(path)
+            elif path in kept:
+                raise self._error(
+                    path,
+                    f"the feature {path!r} was changed in place after it was captured, which no forward before did; "
+                    "let the module behind it make a new tensor (inplace=False)",
+                )
+
+    def _error(self, path: str, reason: str) -> LossError:
+        return LossError(reason, self._askers[path], self.role)
+
+
+def _expand(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    try:
+        return expand(patterns, list(modules))
+    except ConfigurationError as error:
+        if not any(isinstance(module, torch.fx.GraphModule) for module in modules.values()):
+            raise
+        raise ConfigurationError(f"{error} (it has a traced graph inside, in which modules may be gone)") from error
+
+
+def check_hookable(modules: Mapping[str, nn.Module], path: str) -> None:
+    """Refuse a module in which hooks do not fire.
+
+    Args:
+        modules: all modules of a model, by path.
+        path: of one of them.
+
+    Raises:
+        ConfigurationError: it is (in) a scripted module, or in a traced one that does not call it.
+    """
+    for outer in _ancestors(path):
+        module = modules[outer]
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConfigurationError(
+                f"the module {path!r} is scripted (torch.jit, from {outer!r} on), where hooks do not fire; give the "
+                "model as it was before torch.jit, or name a module outside of the scripted one"
+            )
+        if isinstance(module, torch.fx.GraphModule) and outer != path and not _calls(module, path, outer):
+            raise ConfigurationError(
+                f"the module {path!r} is inside a traced graph (torch.export or torch.fx, from {outer!r} on) that does "
+                "not call it, so that its hook would not fire; give the model as it was before it was traced, "
+                "torch.export.unflatten(program), or name a module outside of the graph"
+            )
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """The model itself, every module on the way, and the module."""
+    yield ""
+    parts = path.split(".") if path else []
+    for length in range(1, len(parts) + 1):
+        yield ".".join(parts[:length])
+
+
+def _calls(graph: torch.fx.GraphModule, path: str, outer: str) -> bool:
+    """Whether a graph calls a module, or one around it."""
+    inner = path[len(outer) + 1 :] if outer else path
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    return any(name in called for name in _ancestors(inner))

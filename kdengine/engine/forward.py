@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdengine.api import Batch, ConfigurationError, Output
-from kdengine.engine.batching import call_model
-from kdengine.engine.features import Capture
+from kdengine.api.errors import LossError
+from kdengine.engine.batching import call_model, device_of, move
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.precision import Precision
 
@@ -20,9 +19,12 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     source = models.source
     if source is None:
         raise ConfigurationError("a loss or metric needs a teacher, but Engine(teacher=...) was not given")
+    capture = models.teacher_features if features else None
+    if capture is not None:
+        capture.start()
     with nullcontext() if source.evolving else torch.no_grad():
         output = precision.run_model(source.forward, batch)
-    captured = None if models.teacher_features is None else _captured(models.teacher_features, features)
+    captured = None if capture is None else move(capture.take(), device_of(batch.inputs))
     logits = output if source.gives_logits else models.find_logits(output)
     return Output(output, logits, captured, models.teacher)
 
@@ -48,16 +50,12 @@ def run_student(
         model: called in the student's place: its moving average, or the same module as a foreign loop wrapped it.
         features: whether the features that losses ask for must arrive; an evaluation wants none.
     """
+    capture = models.student_features if features else None
+    if capture is not None:
+        capture.start()
     output = precision.run_model(call_model, models.student if model is None else model, batch.inputs)
-    captured = None if models.student_features is None else _captured(models.student_features, features)
+    captured = None if capture is None else capture.take()
     return Output(output, models.find_logits(output), captured, models.student)
-
-
-def _captured(capture: Capture, wanted: bool) -> Mapping[str, Tensor]:
-    if wanted:
-        return capture.take()
-    capture.discard()
-    return {}
 
 
 def check_outputs(fit: Fit, batch: Batch) -> None:
@@ -65,12 +63,11 @@ def check_outputs(fit: Fit, batch: Batch) -> None:
     for label, loss in fit.objective.losses.items():
         needs = loss.needs
         if needs.labels and batch.labels is None:
-            raise ConfigurationError(
-                f"the loss {label!r} needs labels, but the loader gives none; expected (input, labels) "
-                "or a mapping with 'labels'"
+            raise LossError(
+                "it needs labels, but the loader gives none; expected (input, labels) or a mapping with 'labels'", label
             )
         if needs.index and batch.index is None:
-            raise ConfigurationError(f"the loss {label!r} needs the items' index; use kdengine.loader for the data")
+            raise LossError("it needs the items' index; use kdengine.loader for the data", label)
         if needs.teacher and needs.logits and fit.models.align is None:
             check_classes(label, batch.student.logits.shape[-1], batch.teacher.logits.shape[-1])
 
@@ -78,7 +75,9 @@ def check_outputs(fit: Fit, batch: Batch) -> None:
 def check_classes(label: str, student: int, teacher: int) -> None:
     """Refuse to compare different sets of classes silently."""
     if student != teacher:
-        raise ConfigurationError(
-            f"the loss {label!r} compares logits, but the student has {student} classes and the teacher {teacher}; "
-            "pass classes='shared' to use the leading ones they share, or classes=[teacher class of each student class]"
+        raise LossError(
+            f"it compares logits, but the student has {student} classes and the teacher {teacher}; "
+            "pass classes='shared' to use the leading ones they share, or "
+            "classes=[teacher class of each student class]",
+            label,
         )

@@ -218,6 +218,8 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
         fit.models.average.update_parameters(fit.models.student)
     if fit.models.evolving_source is not None:
         fit.models.evolving_source.update(fit.models.student)
+    if fit.objective.remembering:
+        fit.objective.end_step()
     if report is not None:
         take_report(fit, report)
     fit.position.step += 1

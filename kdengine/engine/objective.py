@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
-from kdengine.api.errors import nearest
+from kdengine.api.errors import LossError, nearest, of_loss
 from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
 
 Masks: TypeAlias = Sequence[Tensor | None]
@@ -32,6 +32,7 @@ class Objective:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
         term_weights: the current weight of each term, in the same order.
         peers: labels of the teacher's losses, where it learns.
+        remembering: the losses with a memory, which is written at the end of a step.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Objective:
         self.weights: dict[str, float] = {}
         self.schedules: dict[str, Schedule] = {}
         self._items = list(losses.items())
+        self.remembering = {label: loss for label, loss in losses.items() if type(loss).end_step is not Loss.end_step}
         self.place(torch.device("cpu"), torch.float32)
         for label in losses:
             self._set_weight(label, weights.get(label, 1.0))
@@ -99,15 +101,24 @@ class Objective:
             values.update({f"{label}.{name}": getattr(loss, name) for name in loss.schedules})
         return values
 
+    def end_step(self) -> None:
+        """Let losses write down what they remember of the step's items."""
+        for loss in self.remembering.values():
+            loss.end_step()
+
     def masks(self, batch: Batch) -> list[Tensor | None]:
         """Which items count for each term, from inputs and labels only."""
         masks: list[Tensor | None] = []
-        for _, loss in self._items:
-            valid = loss.valid(batch)
+        for label, loss in self._items:
+            try:
+                valid = loss.valid(batch)
+            except ConfigurationError as error:
+                raise of_loss(error, label) from error
             if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
-                raise ConfigurationError(
+                raise LossError(
                     f"{type(loss).__name__}.valid returned {describe(valid)}; a loss of scope 'batch' compares whole "
-                    "items, so expected None or one bool tensor (B,) for all its terms"
+                    "items, so expected None or one bool tensor (B,) for all its terms",
+                    label,
                 )
             for term in loss.terms:
                 mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
@@ -161,11 +172,14 @@ class Objective:
                     weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
             view = self.view(label, batch)
             seen: Batch | None = view
-            if self.weights[label] == 0.0 and not remembers(loss):
+            if self.weights[label] == 0.0 and not keeps_state(loss):
                 seen = None
             elif loss.scope == "batch":
                 seen = counted(view, masks[position])
-            part, sums = nothing(loss, view) if seen is None else loss.weighted_sum(seen, weights)
+            try:
+                part, sums = nothing(loss, view) if seen is None else loss.weighted_sum(seen, weights)
+            except ConfigurationError as error:
+                raise of_loss(error, label) from error
             total = part if total is None else total + part
             for term in loss.terms:
                 shares.append(sums[term])
@@ -183,12 +197,14 @@ def counted(batch: Batch, mask: Tensor | None) -> Batch | None:
     return batch.take(items) if len(items) else None
 
 
-def remembers(loss: Loss) -> bool:
+def keeps_state(loss: Loss) -> bool:
     """Whether computing a loss leaves something behind in it: a memory bank, running statistics.
 
     Another one is left out while its weight is 0, as in a stage of training that is not its own.
     """
-    return next(loss.buffers(), None) is not None or type(loss).get_extra_state is not nn.Module.get_extra_state
+    kind = type(loss)
+    hooks = kind.end_step is not Loss.end_step or kind.get_extra_state is not nn.Module.get_extra_state
+    return hooks or next(loss.buffers(), None) is not None
 
 
 def nothing(loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

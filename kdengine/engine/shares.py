@@ -15,8 +15,8 @@ from kdengine.engine.forward import run_pair
 def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
     """``|g_i| / sum_j |g_j|`` where g_i is the gradient of the student's term i on its parameters.
 
-    Measured on one training batch with the student in evaluation mode, so that neither batch statistics nor the
-    random state move.
+    Measured on one training batch with student and losses in evaluation mode, so that neither batch statistics nor
+    memories nor the random state move.
     """
     parameters = [p for p in fit.models.student.parameters() if p.requires_grad]
     own = {
@@ -24,7 +24,7 @@ def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:
         for at, (name, (label, _)) in enumerate(zip(fit.objective.names, fit.objective.terms, strict=True))
         if label not in fit.objective.peers
     }
-    with random.preserved(), evaluation_mode(*fit.models.moving):
+    with random.preserved(), evaluation_mode(*fit.models.moving, fit.objective.modules):
         run_pair(fit.models, fit.precision, batch)
         norms = {name: _norm(fit, batch, position, parameters) for position, name in own.items()}
     total = sum(norms.values())

@@ -69,14 +69,25 @@ class Replicated(Alone):
         losses: all loss modules.
         evolving: the teacher's modules where it evolves: their buffers are kept alike like those of the student.
         unused: whether some parameter gets no gradient, for which DDP must look at every step.
+        remembering: labels of losses that keep their buffers equal; DDP would send every memory at every forward pass.
     """
 
     name = "ddp"
 
     def __init__(
-        self, student: nn.Module, losses: nn.Module, evolving: Iterable[nn.Module] = (), *, unused: bool
+        self,
+        student: nn.Module,
+        losses: nn.Module,
+        evolving: Iterable[nn.Module] = (),
+        *,
+        unused: bool,
+        remembering: Iterable[str] = (),
     ) -> None:
-        self._ddp = DistributedDataParallel(Trained(student, losses, evolving), find_unused_parameters=unused)
+        trained = Trained(student, losses, evolving)
+        memories = tuple(f"losses.{label}." for label in remembering)
+        kept = [name for name, _ in trained.named_buffers() if name.startswith(memories)] if memories else []
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained, kept)  # type: ignore[no-untyped-call]
+        self._ddp = DistributedDataParallel(trained, find_unused_parameters=unused)
         self._ddp.register_comm_hook(None, lambda _, bucket: sum_bucket(bucket))  # DDP would read annotations
 
     def forward(self, call: Callable[..., T], *args: Any) -> T:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, TeacherSource
-from kdengine.api.batch import Batch, first_tensor
+from kdengine.api.batch import Batch
 from kdengine.api.processes import join
 from kdengine.api.teacher import FrozenModel
-from kdengine.engine.batching import call_model, move
+from kdengine.engine.batching import call_model, device_of, move
+from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.shards import local
 from kdengine.host import Host
 
@@ -58,27 +59,40 @@ class LiveTeacher(FrozenModel):
 
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it."""
-        self.module.eval().requires_grad_(False).to(device=self.device or device, dtype=self.dtype)
+        freeze(self.module)
+        self.module.to(device=self.device or device, dtype=self.dtype)
         if self.shard and join().world > 1:
             from kdengine.engine import fsdp
 
             fsdp.shard(self.module, mesh=self.mesh, frozen=True, by_layer=self.shard == "layers")
         if self.compile:
-            self.module.compile()
+            compile_in_place(self.module)
 
     def forward(self, batch: Batch) -> Any:
         """Run the module; its output comes back to the batch's device when it runs on another."""
         inputs = batch.inputs if self.transform is None else self.transform(batch.inputs)
         if self.device is None and self.dtype is None:
             return call_model(self.module, inputs)
-        home = _device_of(inputs)
+        home = device_of(inputs)
         output = call_model(self.module, _cast(move(inputs, self.device or home), self.dtype))
         return move(output, home)
 
 
-def _device_of(inputs: Any) -> torch.device:
-    tensor = first_tensor(inputs)
-    return torch.device("cpu") if tensor is None else tensor.device
+def freeze(module: nn.Module) -> None:
+    """Evaluation mode and no gradient, for scripted modules too.
+
+    Raises:
+        ConfigurationError: the module has no modes.
+    """
+    try:
+        module.eval()
+    except NotImplementedError as error:
+        raise ConfigurationError(
+            f"the teacher, a {type(module).__name__}, cannot be put into evaluation mode ({error}); give the module "
+            "that it was exported from, or torch.export.unflatten(program) of one exported in evaluation mode"
+        ) from error
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

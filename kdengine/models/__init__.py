@@ -17,6 +17,7 @@ def kdengine_models() -> Components:
         "mlp": "kdengine.models.mlp:MLP",
         "tutorial_teacher": "kdengine.models.tutorial:TutorialTeacher",
         "tutorial_student": "kdengine.models.tutorial:TutorialStudent",
+        "cifar_resnet": "kdengine.models.resnet:CifarResNet",
         **{name: f"kdengine.models.resnet:{name}" for name in RESNETS},
         "torchvision": "kdengine.models.torchvision:torchvision",
     }

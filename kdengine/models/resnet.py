@@ -55,10 +55,19 @@ class CifarResNet(nn.Module):
         widths: channels of the stem and of the three stages.
         channels: channels of an input.
         classes: number of classes.
+
+    Raises:
+        ConfigurationError: no such network has that depth, or there are not four widths.
+
+    Example:
+        >>> sum(p.numel() for p in CifarResNet(8, (4, 4, 8, 16)).parameters())
+        5214
     """
 
     def __init__(self, depth: int, widths: Sequence[int], channels: int = 3, classes: int = 10) -> None:
         super().__init__()
+        if len(widths) != 4 or min(widths) < 1:
+            raise ConfigurationError(f"widths are those of the stem and of three stages, got {list(widths)}")
         if depth < 8 or (depth - 2) % 6:
             raise ConfigurationError(f"a CIFAR ResNet has 6n + 2 layers (8, 14, 20, ...), got depth {depth}")
         blocks = (depth - 2) // 6

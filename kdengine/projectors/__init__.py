@@ -12,5 +12,9 @@ def kdengine_projectors() -> Components:
     return {
         "auto": "kdengine.projectors.projectors:auto",
         "linear": "kdengine.projectors.projectors:Linear",
+        "mlp": "kdengine.projectors.projectors:MLP",
         "conv1x1": "kdengine.projectors.projectors:Conv1x1",
+        "tokens": "kdengine.projectors.tokens:Tokens",
+        "sequence": "kdengine.projectors.tokens:TokenRow",
+        "resize": "kdengine.projectors.tokens:Resize",
     }

@@ -7,13 +7,14 @@ convolution where both are feature maps.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import ConfigurationError
+from kdengine.projectors.shapes import refuse, shown
+from kdengine.projectors.tokens import Tokens, resize_map
 
 
 class Linear(nn.Module):
-    """A linear layer on the last dimension, for features ``(B, D)`` or ``(B, tokens, D)``.
+    """A linear layer on the last dimension, for features ``(B, D)``, ``(B, tokens, D)`` or any ``(B, ..., D)``.
 
     Args:
         student_shape: shape of the student's feature, without the batch.
@@ -25,17 +26,34 @@ class Linear(nn.Module):
 
     def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
         super().__init__()
-        student, teacher = tuple(student_shape), tuple(teacher_shape)
-        if len(student) not in (1, 2) or student[:-1] != teacher[:-1]:
-            raise ConfigurationError(
-                "projector 'linear' maps (B, D) to (B, D') or (B, tokens, D) to (B, tokens, D') with as many tokens; "
-                f"got a student feature {_shown(student)} and a teacher feature {_shown(teacher)}"
-            )
-        self.linear = nn.Linear(student[-1], teacher[-1])
+        student, teacher = _alike_but_for_width("linear", student_shape, teacher_shape)
+        self.linear = nn.Linear(student, teacher)
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, *student_shape)`` to ``(B, *teacher_shape)``."""
         projected: Tensor = self.linear(feature)
+        return projected
+
+
+class MLP(nn.Module):
+    """Two linear layers on the last dimension with a ReLU between, as wide as the teacher, for any ``(B, ..., D)``.
+
+    Args:
+        student_shape: shape of the student's feature, without the batch.
+        teacher_shape: shape of the teacher's feature, without the batch.
+
+    Raises:
+        ConfigurationError: the shapes differ in more than their last dimension.
+    """
+
+    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        student, teacher = _alike_but_for_width("mlp", student_shape, teacher_shape)
+        self.layers = nn.Sequential(nn.Linear(student, teacher), nn.ReLU(), nn.Linear(teacher, teacher))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, *student_shape)`` to ``(B, *teacher_shape)``."""
+        projected: Tensor = self.layers(feature)
         return projected
 
 
@@ -53,24 +71,23 @@ class Conv1x1(nn.Module):
     def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
         super().__init__()
         student, teacher = tuple(student_shape), tuple(teacher_shape)
-        if len(student) != 3 or len(teacher) != 3:
-            raise ConfigurationError(
-                "projector 'conv1x1' maps feature maps (B, C, H, W) to (B, C', H', W'); "
-                f"got a student feature {_shown(student)} and a teacher feature {_shown(teacher)}"
-            )
+        if not len(student) == len(teacher) == 3:
+            raise refuse("conv1x1", "feature maps (B, C, H, W) to (B, C', H', W')", student, teacher)
         self.size = teacher[1:]
         self.conv = nn.Conv2d(student[0], teacher[0], 1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, *student_shape)`` to ``(B, *teacher_shape)``."""
-        projected: Tensor = self.conv(feature)
-        if projected.shape[-2:] == self.size:
-            return projected
-        return F.interpolate(projected, size=self.size, mode="bilinear", align_corners=False)
+        return resize_map(self.conv(feature), self.size)
 
 
 def auto(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.Module:
-    """The projector that fits: none for equal shapes, a 1x1 convolution for feature maps, else a linear layer.
+    """The projector that fits the shapes.
+
+    * equal shapes: none;
+    * vectors ``(B, D)``, and tokens ``(B, tokens, D)`` as many: ``linear``;
+    * feature maps ``(B, C, H, W)``: ``conv1x1``;
+    * tokens of other numbers, a map and tokens: ``tokens``.
 
     Args:
         student_shape: shape of the student's feature, without the batch.
@@ -80,7 +97,7 @@ def auto(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.M
         a module that maps ``(B, *student_shape)`` to ``(B, *teacher_shape)``.
 
     Raises:
-        ConfigurationError: no builtin projector maps one shape to the other.
+        ConfigurationError: no builtin projector maps one shape to the other, or maps look like channels-last ones.
 
     Example:
         >>> auto((16, 8, 8), (64, 8, 8))
@@ -91,16 +108,30 @@ def auto(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.M
     student, teacher = tuple(student_shape), tuple(teacher_shape)
     if student == teacher:
         return nn.Identity()
-    if len(student) == len(teacher) == 3:
+    for shape in (student, teacher):
+        if len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+            raise ConfigurationError(
+                f"a feature {shown(shape)} looks like a map with its channels last, and projectors expect "
+                "(B, C, H, W): name 'conv1x1' if it is one, 'linear' for channels-last maps of one size "
+                f"(student {shown(student)}, teacher {shown(teacher)})"
+            )
+    kinds = (len(student), len(teacher))
+    if kinds == (3, 3):
         return Conv1x1(student, teacher)
-    if len(student) == len(teacher) <= 2 and student[:-1] == teacher[:-1]:
+    if kinds == (1, 1) or (kinds == (2, 2) and student[0] == teacher[0]):
         return Linear(student, teacher)
+    if kinds in ((2, 2), (2, 3), (3, 2)):
+        return Tokens(student, teacher)
     raise ConfigurationError(
-        f"no builtin projector maps a student feature {_shown(student)} to a teacher feature {_shown(teacher)}: "
-        "feature maps (B, C, H, W) may differ in channels and size; vectors (B, D) and tokens (B, tokens, D) in D; "
-        "name features of the same kind, or offer a projector of your own"
+        f"no builtin projector maps a student feature {shown(student)} to a teacher feature {shown(teacher)}: "
+        "there are ones between vectors (B, D), between feature maps (B, C, H, W), between tokens (B, tokens, D), and "
+        "between maps and tokens; name features of these kinds, or offer a projector of your own"
     )
 
 
-def _shown(shape: tuple[int, ...]) -> str:
-    return f"({', '.join(['B', *map(str, shape)])})"
+def _alike_but_for_width(name: str, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> tuple[int, int]:
+    student, teacher = tuple(student_shape), tuple(teacher_shape)
+    if not student or student[:-1] != teacher[:-1] or len(student) != len(teacher):
+        expected = "(B, ..., D) to (B, ..., D'), alike but for the last dimension"
+        raise refuse(name, expected, student, teacher)
+    return student[-1], teacher[-1]

@@ -96,7 +96,7 @@ def make_engine(
     metrics = plan.own_metrics if source is None else plan.metrics
     monitor = recipe.evaluate.monitor if recipe.evaluate.monitor in metrics else None
     watched = metrics.get(monitor or next(iter(metrics), ""))
-    losses = {label: bound() for label, bound in plan.losses.items()}
+    losses = {label: bound(items=len(data.train)) for label, bound in plan.losses.items()}
     weights = {
         label: weight() if isinstance(weight, MakeSchedule) else weight for label, weight in plan.weights.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kdengine.api.errors import nearest
@@ -14,6 +15,12 @@ from kdengine.recipe.problems import Problem, RecipeError
 from kdengine.recipe.rates import check_rate
 from kdengine.recipe.schema import Recipe
 from kdengine.recipe.teaching import TeacherPlan, plan_teacher
+
+OF_LOSSES = ("items",)
+"""Arguments that a loss gets from the data set unless the recipe gives them."""
+
+STAND_IN = 2
+"""Items of the data set as losses are told before it is read, only to see what they need."""
 
 Weight = float | MakeSchedule
 
@@ -75,7 +82,10 @@ def make_plan(recipe: Recipe, host: Host, source: Source, problems: Iterable[Pro
     transforms = binder.listed("transforms", recipe.data.transforms, ("data", "transforms"))
     eval_transforms = _eval_transforms(binder, recipe, transforms)
     student = binder.table("models", recipe.student, "", ("student",), supplied=FROM_DATA)
-    losses = {label: binder.table("losses", table, label, ("losses", label)) for label, table in recipe.losses.items()}
+    losses = {
+        label: binder.table("losses", table, label, ("losses", label), supplied=OF_LOSSES)
+        for label, table in recipe.losses.items()
+    }
     weights = {label: _weight(binder, table.weight, label) for label, table in recipe.losses.items()}
     batch_transforms = {
         label: binder.table("transforms", table, label, ("batch_transforms", label), supplied=FROM_DATA)
@@ -144,7 +154,8 @@ def _check_teaching(
     binder: Binder, recipe: Recipe, losses: Mapping[str, Bound | None], metrics: Mapping[str, Bound | None]
 ) -> None:
     """Losses and metrics that need a teacher need one in the recipe; a baseline needs a loss that does not."""
-    built = {label: binder.build(("losses", label), bound) for label, bound in losses.items() if bound is not None}
+    rehearsal = {label: partial(bound, items=STAND_IN) for label, bound in losses.items() if bound is not None}
+    built = {label: binder.build(("losses", label), make) for label, make in rehearsal.items()}
     if binder.problems:
         return
     taught_losses = [label for label, loss in built.items() if loss.needs.teacher]

@@ -28,6 +28,9 @@ class EMA(TeacherSource):
     Buffers of floating type (running statistics) are averaged like weights, others are copied. The average runs in
     evaluation mode; in the paper it has noise of its own, from dropout and augmentation.
 
+    References:
+        Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, equation 1; arXiv:1703.01780
+
     Args:
         decay: the largest ``a_n``.
         warmup: whether ``a_n`` rises from 1/2 to the decay, as published; else it is the decay from the start.

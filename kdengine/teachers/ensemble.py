@@ -45,6 +45,11 @@ class Ensemble(TeacherSource):
     Features of teacher k are named with its number: ``"0.layer3"``. The teachers must have the same classes; each may
     have a device, a dtype and an input transform of its own, as a ``LiveTeacher``, or be a cache.
 
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 5; arXiv:1503.02531
+
+        Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022; arXiv:2201.00007
+
     Args:
         members: the teachers: modules, or sources that do not evolve.
         weights: of the teachers; equal when absent. They are divided by their sum.

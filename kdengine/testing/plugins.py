@@ -149,7 +149,7 @@ def check_projector(factory: Callable[..., Any]) -> None:
         require_finite(name, "its output", [output])
 
 
-CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
+CHECKS: dict[str, Callable[[Callable[..., Any]], object]] = {
     "losses": check_loss,
     "schedules": check_schedule,
     "loggers": check_logger,

@@ -131,7 +131,10 @@ def test_a_foreign_loop_gets_the_losses_own_parameters_and_may_wrap_the_student(
     student = mlp()
     foreign = engine(student, losses={"hint": Hint(student="1", teacher="1")}, weights={}, optimizer=None)
     named = foreign.loss_parameters(items()[:4])
-    assert [name for name, _ in named] == ["losses.hint.regressor.linear.weight", "losses.hint.regressor.linear.bias"]
+    assert [name for name, _ in named] == [
+        "losses.hint.regressors.0.linear.weight",
+        "losses.hint.regressors.0.linear.bias",
+    ]
     wrapped = nn.DataParallel(student)
     foreign.objective(items()[:4], student=wrapped).backward()
     assert named[0][1].grad is not None

@@ -134,3 +134,14 @@ def test_nothing_runs_the_teacher_when_no_loss_asks_for_it():
     from kdengine.losses import CE
 
     assert engine(teacher=Loud(), losses={"ce": CE()}, weights={}).fit(loader(), epochs=1).steps == 4
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.jit")
+def test_a_scripted_teacher_is_frozen_and_an_exported_one_says_why_it_cannot_be():
+    teacher = torch.jit.script(mlp(32))
+    assert engine(mlp(), teacher).fit(kdengine.loader(items(), 8), epochs=1).steps == 4
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    program = torch.export.export(mlp(32), (items()[:8][0],), dynamic_shapes=((torch.export.Dim("batch"), None),))
+    with pytest.raises(kdengine.ConfigurationError, match=r"GraphModule.* evaluation mode .*torch\.export\.unflatten"):
+        engine(mlp(), program.module()).fit(kdengine.loader(items(), 8), epochs=1)
+    assert engine(mlp(), torch.export.unflatten(program)).fit(kdengine.loader(items(), 8), epochs=1).steps == 4

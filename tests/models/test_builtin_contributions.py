@@ -17,6 +17,7 @@ from kdengine.api.transform import BatchTransform
 
 PACKAGES = ("schedules", "metrics", "models", "data", "loggers", "optimizers", "projectors")
 EXAMPLES = {
+    "cifar_resnet": {"depth": 8, "widths": [4, 4, 8, 16]},
     "constant": {"value": 1.0},
     "linear": {"start": 1.0, "end": 0.0},
     "cosine": {"start": 1.0, "end": 0.0},
@@ -74,8 +75,9 @@ def test_component_can_be_made(kind, name, target):
     if name in ELSEWHERE:
         pytest.skip("needs data that is not here; its own tests make some")
     if kind == "projectors":
-        shapes = ((4,), (6,)) if name == "linear" else ((4, 2, 2), (6, 2, 2))
-        assert load(target)(*shapes)
+        vectors, tokens, maps = ((4,), (6,)), ((5, 4), (7, 4)), ((4, 2, 2), (6, 2, 2))
+        shapes = {"linear": vectors, "mlp": vectors, "tokens": tokens, "sequence": tokens, "resize": tokens}
+        assert load(target)(*shapes.get(name, maps))
         return
     made = load(target)(**EXAMPLES.get(name, {}))
     assert isinstance(made, KINDS.get(kind, object))

@@ -52,6 +52,14 @@ def test_a_resnet_takes_any_size(channels, size):
     assert model(torch.randn(2, channels, size, size)).shape == (2, 7)
 
 
+def test_a_resnet_of_ones_own_widths():
+    model = resnet.CifarResNet(14, (4, 4, 8, 16), channels=1)
+    assert [model.get_submodule(path)[0].conv1.out_channels for path in ("layer1", "layer2", "layer3")] == [4, 8, 16]
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(ConfigurationError, match=r"widths are those of the stem and of three stages, got \[4, 8\]"):
+        resnet.CifarResNet(8, (4, 8))
+
+
 def test_stages_halve_the_resolution():
     model = resnet.resnet8()
     hidden = torch.randn(1, 3, 32, 32)

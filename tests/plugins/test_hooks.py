@@ -387,7 +387,7 @@ def test_components_of_every_kind_are_found_and_make_a_fit():
         log_every=2,
     )
     assert run.result.metrics == {"share": 0.25}
-    assert isinstance(run.engine.losses["hint"].regressor, nn.Linear)
+    assert isinstance(run.engine.losses["hint"].regressors[0], nn.Linear)
     assert isinstance(run.engine._fit.optimizer, torch.optim.Adagrad)
     assert [step for step, _ in plugin.records] == [2, 4, 4]
     assert plugin.records[0][1]["weights.own"] == 0.5

@@ -109,3 +109,37 @@ def test_the_teacher_trains_on_labels_alone_with_its_own_rate_and_optimizer(plan
     assert fit.optimizer.param_groups[0]["lr"] == 0.01
     assert fit.optimizer.param_groups[0]["momentum"] == 0.5
     assert len(loader) == 3
+
+
+COUNTED = """
+import kdengine
+from kdengine.losses import LogitMSE
+
+kdengine_hook_version = 1
+
+
+class Counted(LogitMSE):
+    def __init__(self, items: int) -> None:
+        super().__init__()
+        self.items = items
+
+
+@kdengine.hookimpl
+def kdengine_losses():
+    return {"counted": Counted}
+"""
+
+
+def test_a_loss_gets_the_number_of_items_unless_the_recipe_gives_it(plan_of, tmp_path):
+    (tmp_path / "counted.py").write_text(COUNTED)
+    plugins = [str(tmp_path / "counted.py")]
+    _, fit = assembled(plan_of(SMALL, "losses.counted={}", plugins=plugins))
+    assert fit.objective.losses["counted"].items == len(fit.feed.loader.dataset)
+    _, fit = assembled(plan_of(SMALL, "losses.counted={ items = 7 }", plugins=plugins))
+    assert fit.objective.losses["counted"].items == 7
+
+
+def test_a_memory_bank_has_a_row_for_each_item_of_the_training_set(plan_of):
+    _, fit = assembled(plan_of(SMALL, "losses.crd={ feat_dim = 4, nce_k = 8 }"))
+    items = len(fit.feed.loader.dataset)
+    assert fit.objective.losses["crd"].student_bank.embeddings.shape == (items, 4)

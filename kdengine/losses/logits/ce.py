@@ -15,6 +15,10 @@ class CE(Loss):
 
     Label smoothing e replaces y by ``(1 - e) y + e / V`` (Szegedy et al. 2016, section 7).
 
+    References:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7;
+        arXiv:1512.00567
+
     Args:
         label_smoothing: e, from 0 to 1.
         ignore_index: label of an unlabelled item, which is left out.

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import Literal
 
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Needs, Scalar, Weight
+from kdengine.api import Batch, Needs, Scalar, Weight
+from kdengine.losses.arguments import check_number
+from kdengine.losses.logits.divergence import Divergence, per_row
 from kdengine.losses.logits.labels import labelled, labels_of
 from kdengine.ops import kd_loss
 
 
-class KD(Loss):
+class KD(Divergence):
     """Temperature-softmax divergence between teacher and student, with an optional hard-label term.
 
     ``T^2 * KL(softmax(t / T) || softmax(s / T))`` per item (Hinton et al. 2015, section 2: gradients of soft targets
     scale as 1/T^2, so the term is multiplied by T^2), computed by :func:`kdengine.ops.kd_loss`. With
     ``hard_weight`` it is two terms of one fused call: ``soft``, and ``hard = hard_weight * CE(s, labels)``.
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; arXiv:1503.02531
 
     Args:
         temperature: T > 0.
@@ -28,11 +32,15 @@ class KD(Loss):
         beta: of the generalised Jensen-Shannon divergence.
         label_smoothing: of the hard term.
         ignore_index: label of an unlabelled item, left out of the hard term only.
+        standardize: whether to standardise the soft term's logits first
+            (:func:`~kdengine.losses.logits.standardize.standardize`); the hard term's stay as they are.
 
     Example:
         >>> KD(temperature=4.0, hard_weight=0.1).terms
         ('soft', 'hard')
     """
+
+    label = "kd"
 
     def __init__(
         self,
@@ -42,17 +50,20 @@ class KD(Loss):
         beta: Scalar = 0.5,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        standardize: bool = False,
     ) -> None:
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature, divergence, beta, standardize)
+        hard = hard_weight is not None
+        if hard:
+            check_number("kd", "hard_weight", hard_weight, least=0.0)
         self.hard_weight = hard_weight
-        self.divergence = divergence
-        self.beta = beta
+        check_number("kd", "label_smoothing", label_smoothing, least=0.0, most=1.0)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
-        hard = hard_weight is not None
         self.terms = ("soft", "hard") if hard else ("loss",)
         self.needs = Needs(labels=hard)
+        if hard:
+            self.at_equality = None  # type: ignore[misc]  # the labels pull away from the teacher
 
     def valid(self, batch: Batch) -> Mapping[str, Tensor | None] | None:
         """The hard term counts labelled items; the soft term all."""
@@ -62,40 +73,29 @@ class KD(Loss):
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The divergence of each item, ``(B, ...)``, and its weighted cross-entropy when asked for."""
-        student, teacher = batch.student.logits, batch.teacher.logits
-        soft = kd_loss(
-            student,
-            teacher,
-            temperature=self.temperature,
-            divergence=self.divergence,
-            beta=self.beta,
-            reduction="none",
-        )
+        soft = self.divergences(batch)
         if self.hard_weight is None:
             return soft
-        hard = kd_loss(
-            student,
-            teacher,
-            labels_of(batch, "kd"),
-            soft_weight=0.0,
-            hard_weight=self.hard_weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction="none",
-        )
+        hard, _ = self._hard(batch, self.hard_weight, "none")
         return {"soft": soft, "hard": hard}
 
     def weighted_sum(self, batch: Batch, weights: Mapping[str, Weight]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """One call of the operator for both terms; the gradient is written at its final magnitude."""
-        soft_term, factor = self.terms[0], self.hard_weight
+        if self.hard_weight is None:
+            return super().weighted_sum(batch, weights)
         student = batch.student.logits
+        hard_weight = per_row(weights["hard"], student) * self.hard_weight
+        if self.standardize:  # the terms see different logits
+            total, sums = super().weighted_sum(batch, weights)
+            own, hard = self._hard(batch, hard_weight, "sum")
+            return total + own, {**sums, "hard": hard}
         total, soft, hard = kd_loss(
             student,
             batch.teacher.logits,
-            None if factor is None else labels_of(batch, "kd"),
+            labels_of(batch, "kd"),
             temperature=self.temperature,
-            soft_weight=_per_row(weights[soft_term], student),
-            hard_weight=None if factor is None else _per_row(weights["hard"], student) * factor,
+            soft_weight=per_row(weights["soft"], student),
+            hard_weight=hard_weight,
             divergence=self.divergence,
             beta=self.beta,
             label_smoothing=self.label_smoothing,
@@ -103,16 +103,19 @@ class KD(Loss):
             reduction="sum",
             return_terms=True,
         )
-        return total, {soft_term: soft} if factor is None else {"soft": soft, "hard": hard}
+        return total, {"soft": soft, "hard": hard}
 
-
-def _per_row(weight: Weight, logits: Tensor) -> Weight:
-    """A term's weight for each row of ``(B, ..., V)`` logits; rows beyond the weight's dimensions are averaged."""
-    dims = weight.ndim if isinstance(weight, Tensor) and weight.ndim else 1
-    if logits.ndim == dims + 1:
-        return weight
-    rows = logits.shape[:-1]
-    share = weight / max(1, prod(rows[dims:]))
-    if isinstance(share, Tensor) and share.ndim:
-        return share.view(*share.shape, *[1] * (len(rows) - dims)).expand(rows)
-    return share
+    def _hard(self, batch: Batch, weight: Weight, reduction: Literal["none", "sum"]) -> tuple[Tensor, Tensor]:
+        """The hard term alone, and the same detached."""
+        hard, _, detached = kd_loss(
+            batch.student.logits,
+            batch.teacher.logits,
+            labels_of(batch, "kd"),
+            soft_weight=0.0,
+            hard_weight=weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=reduction,
+            return_terms=True,
+        )
+        return hard, detached

@@ -8,6 +8,12 @@ from kdengine.losses import KD
 from kdengine.testing import check_loss
 
 from ..outputs import batch_of, logits, probabilities, tokens
+from .behaviour import (
+    assert_a_fit_lowers,
+    assert_equality,
+    assert_finite_at_extremes,
+    assert_masked_classes_change_nothing,
+)
 
 
 def softened(row, temperature):
@@ -74,12 +80,42 @@ def test_gradients_keep_their_size_when_the_temperature_rises():
     assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
 
 
-def test_equal_logits_cost_nothing():
-    student = logits().requires_grad_()
-    value = KD().per_item(batch_of(student, student.detach()))
-    value.sum().backward()
-    assert not value.any()
-    assert not student.grad.any()
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_equal_logits_cost_nothing(divergence):
+    assert_equality(KD(divergence=divergence), tolerance=0.0)
+
+
+def test_with_a_hard_term_nothing_is_claimed_of_equal_logits():
+    assert KD(hard_weight=0.1).at_equality is None
+
+
+@pytest.mark.parametrize("options", [{}, {"hard_weight": 0.4}], ids=str)
+def test_extreme_logits_are_finite(options):
+    assert_finite_at_extremes(KD(**options))
+
+
+@pytest.mark.parametrize("options", [{}, {"hard_weight": 0.4}], ids=str)
+def test_masked_classes_change_nothing(options):
+    assert_masked_classes_change_nothing(KD(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "a temperature above 0, got 0.0"),
+        ({"hard_weight": -0.1}, "a hard_weight of at least 0, got -0.1"),
+        ({"beta": 1.0}, "a beta strictly between 0 and 1, got 1.0"),
+        ({"label_smoothing": 2.0}, "a label_smoothing from 0 to 1, got 2.0"),
+    ],
+    ids=str,
+)
+def test_a_bad_argument_is_refused(options, message):
+    with pytest.raises(kdengine.ConfigurationError, match=f"kd needs {message}"):
+        KD(**options)
+
+
+def test_a_fit_lowers_it():
+    assert_a_fit_lowers(KD())
 
 
 def test_the_hard_term_is_the_weighted_cross_entropy_of_labelled_items():
