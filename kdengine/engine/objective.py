@@ -185,9 +185,9 @@ class Objective:
     def _weigh(
         self, label: str, batch: Batch, mask: Tensor | None, weights: Mapping[str, Weight]
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """A loss's weighted sum over the items that count; one of weight 0 is not computed, unless it remembers."""
+        """A loss's weighted sum over the items that count; one of weight 0 is not computed, unless it keeps state."""
         loss, seen = self.losses[label], batch
-        if self.weights[label] == 0.0 and not remembers(loss):
+        if self.weights[label] == 0.0 and not keeps_state(loss):
             return nothing(loss, batch)
         if loss.scope == "batch":
             found = counted(batch, mask)
@@ -205,12 +205,14 @@ def counted(batch: Batch, mask: Tensor | None) -> Batch | None:
     return batch.take(items) if len(items) else None
 
 
-def remembers(loss: Loss) -> bool:
+def keeps_state(loss: Loss) -> bool:
     """Whether computing a loss leaves something behind in it: a memory bank, running statistics.
 
     Another one is left out while its weight is 0, as in a stage of training that is not its own.
     """
-    return next(loss.buffers(), None) is not None or type(loss).get_extra_state is not nn.Module.get_extra_state
+    kind = type(loss)
+    hooks = kind.end_step is not Loss.end_step or kind.get_extra_state is not nn.Module.get_extra_state
+    return hooks or next(loss.buffers(), None) is not None
 
 
 def nothing(loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -21,15 +21,15 @@ class EMA(TeacherSource):
 
         theta'_n = a_n theta'_{n-1} + (1 - a_n) theta_n,    a_n = min(1 - 1 / (n + 1), decay)
 
-    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2; the warm-up of the
-    decay is that of the code they published: the plain mean of all weights so far, until the exponential average
-    forgets faster. Without it the first steps are taught by weights that have learnt nothing.
+    (Tarvainen and Valpola 2017, section 2.) The warm-up of the decay is that of the code they published: the plain mean
+    of all weights so far, until the exponential average forgets faster. Without it the first steps are taught by
+    weights that have learnt nothing.
 
     Buffers of floating type (running statistics) are averaged like weights, others are copied. The average runs in
     evaluation mode; in the paper it has noise of its own, from dropout and augmentation.
 
     References:
-        Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, equation 1; arXiv:1703.01780
+        Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2; arXiv:1703.01780
 
     Args:
         decay: the largest ``a_n``.

@@ -28,25 +28,26 @@ class Ensemble(TeacherSource):
 
         logits = sum_k w_k t_k
 
-    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, section 1 names both means; You et al.,
-    "Learning from multiple teacher networks", KDD 2017, average softened outputs. The arithmetic mean is the default:
-    it is what an ensemble predicts, and one teacher that excludes a class does not exclude it for all.
+    Hinton et al. 2015, section 1, name both means; You et al. 2017 average softened outputs. The arithmetic mean is the
+    default: it is what an ensemble predicts, and one teacher that excludes a class does not exclude it for all.
 
     ``confidence`` weights each item by how sure its teachers are, with ``c_k`` in ``w_k``'s place where the weights are
     equal, else proportional to ``w_k c_k``::
 
         c_k = (1 - exp(L_k) / sum_j exp(L_j)) / (K - 1)
 
-    where ``L_k`` is the cross-entropy of teacher k with the item's label (``"labels"``; Zhang et al., "Confidence-aware
-    multi-teacher knowledge distillation", ICASSP 2022: the weights of predictions, as in the code they published), or
-    the entropy of its distribution (``"entropy"``: the same formula without labels, which is not of that paper). By
-    labels, an item that has none has the fixed weights, and so has every item of an evaluation.
+    where ``L_k`` is the cross-entropy of teacher k with the item's label (``"labels"``; Zhang et al. 2022: the weights
+    of predictions, as in the code they published), or the entropy of its distribution (``"entropy"``: the same formula
+    without labels, which is not of that paper). By labels, an item that has none has the fixed weights, and so has
+    every item of an evaluation.
 
     Features of teacher k are named with its number: ``"0.layer3"``. The teachers must have the same classes; each may
     have a device, a dtype and an input transform of its own, as a ``LiveTeacher``, or be a cache.
 
     References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 5; arXiv:1503.02531
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 1; arXiv:1503.02531
+
+        You et al., "Learning from Multiple Teacher Networks", KDD 2017
 
         Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022; arXiv:2201.00007
 
@@ -62,8 +63,6 @@ class Ensemble(TeacherSource):
             differ.
 
     Example:
-        >>> def says(*logits):
-        ...     return nn.Linear(1, 2), torch.tensor(logits)
         >>> first, second = nn.Linear(1, 2), nn.Linear(1, 2)
         >>> for layer, bias in ((first, [0.0, 0.0]), (second, [math.log(3.0), 0.0])):
         ...     _ = layer.requires_grad_(False).weight.zero_(), layer.bias.copy_(torch.tensor(bias))
@@ -92,6 +91,7 @@ class Ensemble(TeacherSource):
         if not (0.0 < temperature < math.inf):
             raise ConfigurationError(f"ensemble: temperature must be above 0, got {temperature}")
         self.weights = shares(weights, len(self.members))
+        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.mean = mean
         self.temperature = temperature
         self.confidence = confidence
@@ -141,8 +141,10 @@ class Ensemble(TeacherSource):
 
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor:
         """Weights of each teacher for each item: ``(K, B, ...)``, or ``(K, 1, ...)`` where all items have the same."""
-        fixed = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
-        fixed = fixed.view(-1, *[1] * (logits.ndim - 2))
+        place = logits.device, logits.dtype
+        if place not in self._on_device:  # once: a copy from the host's memory waits for the device
+            self._on_device[place] = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
+        fixed = self._on_device[place].view(-1, *[1] * (logits.ndim - 2))
         if self.confidence is None or len(self.members) == 1:
             return fixed
         if self.confidence == "entropy":

@@ -18,15 +18,17 @@ class Peer(TeacherSource):
 
         L_1 = CE_1 + KL(p_2 || p_1),    L_2 = CE_2 + KL(p_1 || p_2)
 
-    Source: Zhang et al., "Deep mutual learning", CVPR 2018, section 2. There ``p_1`` is computed again after the
-    student's update and before the peer's; here both gradients come from the same two forward passes, and both update
-    in the same step.
+    (Zhang et al. 2018, section 2.) In the paper ``p_1`` is computed again after the student's update and before the
+    peer's; here both gradients come from the same two forward passes, and both update in the same step.
 
     The peer learns by the losses that the student has, with the roles exchanged: those that read logits and labels
     alone, with the same weights and schedules; ``kd`` of temperature 1 and ``ce``, of weight 1 each, are the paper's.
     Each sees the other's output without a gradient. The peer's terms are named ``peer_kd`` and so on, and are part of
     the step's ``loss``. Its parameters are optimized like the student's, named ``teacher.PATH``, by which a parameter
     group may give them other options; they are clipped by their own norm.
+
+    References:
+        Zhang et al., "Deep Mutual Learning", CVPR 2018, section 2; arXiv:1706.00384
 
     Args:
         module: the second student. Its training mode and which of its parameters train are as for the student.

@@ -62,11 +62,9 @@ class Step:
     def __init__(self, name: str, tree: dict[str, Any]) -> None:
         plan = plan_of(name, tree)
         data = make_data(plan)
-        teacher = get_teacher(plan, data, [])
         seed_all(0)
-        self.engine, loader = student_fit(
-            plan, data, None if teacher is None else teacher.module, seed=0, out=None, loggers=[], alone=False
-        )
+        teacher = get_teacher(plan, data, [])
+        self.engine, loader = student_fit(plan, data, teacher, seed=0, out=None, loggers=[], alone=False)
         self.batch: Batch = to_batch(next(iter(loader)))
 
     def __call__(self) -> None:
@@ -102,13 +100,16 @@ def measure(names: Sequence[str], seeds: int, say: Callable[[str], None]) -> dic
         reference = Step("kd", every["kd"])
         for name in names:
             tree = every[name]
-            summary = train(name, {**tree, "baseline": name == "kd"}, seeds, Path(folder))
-            if summary["baseline"] is not None:
+            own_student = tree["student"] != every["kd"]["student"]
+            summary = train(name, {**tree, "baseline": own_student or name == "kd"}, seeds, Path(folder))
+            row = measured["methods"][name] = {"top1": summary["student"]["metrics"]["top1"]}
+            if name == "kd":
                 measured["alone"] = summary["baseline"]["metrics"]["top1"]
                 measured["teacher"] = summary["teacher"]["metrics"]["top1"]
-            top1 = summary["student"]["metrics"]["top1"]
-            measured["methods"][name] = {"top1": top1, **cost(Step(name, tree), reference)}
-            say(f"{name:14s} {method_table.percent(top1)}  {measured['methods'][name]}")
+            elif own_student:
+                row["alone"] = summary["baseline"]["metrics"]["top1"]
+            row |= cost(Step(name, tree), reference)
+            say(f"{name:14s} {method_table.percent(row['top1'])}  {row}")
     return measured
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdengine.api import Loss, TeacherSource
 from kdengine.cli.describe import references
+from kdengine.host import Host
+from kdengine.losses import kdengine_losses
 from kdengine.recipe.plan import Plan
 from tests.benchmarks import methods
 from tests.losses.test_against_papers import TRANSCRIPTIONS
@@ -47,13 +48,11 @@ def table(measured: Mapping[str, Any]) -> str:
 
 def row(name: str, tree: dict[str, Any], figures: Mapping[str, Any]) -> str:
     """A method in one line."""
-    plan = methods.plan_of(name, tree)
-    part = subject(name, plan)
     cells = [
         f"`{name}`",
-        "; ".join(references(part)),
-        ", ".join(needs(plan)),
-        percent(figures["top1"]),
+        "; ".join(references(subject(name))),
+        ", ".join(needs(methods.plan_of(name, tree))),
+        percent(figures["top1"]) + (f" (alone {percent(figures['alone'])})" if "alone" in figures else ""),
         f"{figures['cost']:.2f}",
         f"{figures['memory']:.2f} MiB",
         TRANSCRIPTIONS.get(name, "its own tests"),
@@ -61,13 +60,11 @@ def row(name: str, tree: dict[str, Any], figures: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def subject(name: str, plan: Plan) -> type[Loss] | type[TeacherSource]:
+def subject(name: str) -> Callable[..., Any]:
     """The component that a row is about: the loss of that name, else the teacher source."""
-    known = {bound.component.name: bound.factory for bound in plan.losses.values()}
-    if plan.teacher_source is not None:
-        known[plan.teacher_source.component.name] = plan.teacher_source.factory
-    found: Any = known[name]
-    return found
+    host = Host(autoload=False)
+    kind = "losses" if name in kdengine_losses() else "teachers"
+    return host.component(kind, name).load()
 
 
 def needs(plan: Plan) -> list[str]:

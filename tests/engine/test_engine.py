@@ -279,6 +279,17 @@ def test_class_counts_do_not_matter_without_a_logits_loss():
     )
 
 
+def test_after_a_fit_its_losses_serve_an_evaluation_and_a_foreign_loop_as_they_were_trained():
+    trained = engine(losses={"hint": Hint(student="1", teacher="1"), "ce": CE()}, weights={})
+    trained.fit(kdengine.loader(items(), 8), epochs=1)
+    before = {name: value.clone() for name, value in trained._fit.objective.modules.state_dict().items()}
+    assert before
+    trained.objective(items()[:4])
+    found = dict(trained.loss_parameters(items()[:4]))
+    assert set(found) == {f"losses.{name}" for name in before}
+    assert all(torch.equal(found[f"losses.{name}"], value) for name, value in before.items())
+
+
 def test_a_scheduler_instance_beside_loss_parameters_is_refused():
     student = mlp()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
