@@ -10,7 +10,7 @@ import typer
 
 from kdengine.cli import planning, scaffold, tables
 
-plugins_app = typer.Typer(invoke_without_command=True, help="List plugins, show one plugin or component, or begin one.")
+plugins_app = typer.Typer(invoke_without_command=True, help="List plugins; show, check or begin one.")
 plugins_app.command("new")(scaffold.new)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

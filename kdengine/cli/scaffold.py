@@ -225,12 +225,14 @@ def said(folder: Path, names: Names, kind: str) -> str:
     place = str(folder) if folder.is_absolute() else f"./{folder.as_posix()}"  # without ./ pip takes it for a name
     trial = Template(KINDS[kind].trial).substitute(plugin=names.plugin, component=names.module)
     steps = [f"pytest {quote(str(folder))}", f"pip install -e {quote(place)}", f"kdengine run digits {trial}"]
+    if KINDS[kind].components:
+        steps.insert(2, f"kdengine plugins check {names.plugin}")
     width = max(map(len, written))
     return "\n".join(
         [
             f"wrote {folder}",
             *(f"  {name:<{width}}  {about}" for name, about in written.items()),
-            "test it, install it, use it:",
+            "from here:",
             *(f"  {step}" for step in steps),
         ]
     )

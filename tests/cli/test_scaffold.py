@@ -40,6 +40,7 @@ def test_the_tests_of_a_package_pass_as_it_stands(kind, kd, place, run_tests):
     folder = place / f"some-{kind}"
     assert list(everything(folder)) == ["README.md", "pyproject.toml", f"some_{kind}.py", f"tests/test_some_{kind}.py"]
     assert all(name in out for name in everything(folder))
+    assert ("kdengine plugins check" in out) == (kind != "callback"), "callbacks are no component"
     assert run_tests(folder) == pytest.ExitCode.OK
 
 

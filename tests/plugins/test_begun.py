@@ -38,6 +38,12 @@ def test_a_package_passes_its_tests_as_installed(kind, begun):
     assert " passed" in shell.run(f"pytest some-{kind}")
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].components])
+def test_the_kit_finds_nothing_as_a_command_either(kind, begun):
+    shell, _ = begun
+    assert f"some-{kind}: 1 component, all hold" in shell.run(f"kdengine plugins check some-{kind}")
+
+
 def test_a_run_uses_them_by_the_commands_that_were_printed(begun):
     shell, trials = begun
     options = " ".join(trial.removeprefix(TRIAL) for trial in trials.values())
