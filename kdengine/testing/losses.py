@@ -92,7 +92,7 @@ def certify_loss(
         >>> from kdengine.losses import LogitMSE
         >>> certificate = certify_loss(LogitMSE)
         >>> [finding.check for finding in certificate.rows if finding.outcome == "does not apply"]
-        ['scalars', 'equality', 'temperature', 'classes']
+        ['scalars', 'temperature', 'classes']
     """
     case = Case(name_of(factory), factory, arguments, sample, features)
     with _quiet():
