@@ -120,7 +120,8 @@ class HookSpecs:
     def kdengine_teachers(self) -> Components:
         """Offer teacher sources: classes derived from :class:`kdengine.TeacherSource`, called with the model first.
 
-        One that has the argument ``items`` gets the number of training items unless the recipe gives it.
+        What else it may be made of says :attr:`kdengine.TeacherSource.wraps`. One that has the argument ``items`` gets
+        the number of training items unless the recipe gives it.
         """
         raise NotImplementedError
 
