@@ -106,7 +106,18 @@ def test_a_function_is_a_logger():
     check_logger(lambda: lambda record, step: None)
 
 
-@pytest.mark.parametrize("name", ["losses", "schedules", "loggers", "metrics", "models", "data", "projectors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("losses", marks=pytest.mark.slow),  # each loss goes through the kit in tests of its own
+        "schedules",
+        "loggers",
+        "metrics",
+        "models",
+        "data",
+        "projectors",
+    ],
+)
 def test_builtin_plugins_pass(name):
     assert check_plugin(f"kdengine.{name}")
 

@@ -72,7 +72,7 @@ class CRD(EmbeddingLoss):
 
     def __init__(
         self,
-        items: int | None = None,
+        items: int,
         feat_dim: int = 128,
         nce_k: int = 16384,
         nce_t: float = 0.07,
@@ -82,8 +82,7 @@ class CRD(EmbeddingLoss):
         pool: bool = False,
     ) -> None:
         super().__init__(student, teacher, pool)
-        if items is not None:
-            check_whole("crd", "items", items, least=2)
+        check_whole("crd", "items", items, least=2)
         check_whole("crd", "feat_dim", feat_dim, least=1)
         check_whole("crd", "nce_k", nce_k, least=1)
         check_number("crd", "nce_t", nce_t, above=0.0, scheduled=False)
@@ -111,7 +110,7 @@ class CRD(EmbeddingLoss):
             ConfigurationError: the number of items is not known, the banks do not fit, or several pairs are named.
         """
         student, teacher = self._pair(example)
-        items, width, device = self._known_items(), self.feat_dim, student.device
+        items, width, device = self.items, self.feat_dim, student.device
         self._seen.clear()
         self.student_bank = self.teacher_bank = None  # those of an earlier fit make room
         require_memory(
@@ -134,7 +133,7 @@ class CRD(EmbeddingLoss):
         Raises:
             ConfigurationError: the loader gives no positions, or one outside of the banks.
         """
-        index, items = batch.index, self._known_items()
+        index, items = batch.index, self.items
         if index is None:
             raise ConfigurationError("the loss crd needs the items' index; use kdengine.loader for the data")
         known = index if batch.mask is None else index[batch.mask.to(index.device)]
@@ -149,7 +148,7 @@ class CRD(EmbeddingLoss):
 
     def per_item(self, batch: Batch) -> Tensor:
         """The contrast of both embeddings of each item, ``(B,)``, with sums over its negatives."""
-        index, items = batch.index, self._known_items()
+        index, items = batch.index, self.items
         assert index is not None, "valid has looked"
         assert self.student_bank is not None, "setup runs before the first step"
         assert self.teacher_bank is not None
@@ -195,11 +194,3 @@ class CRD(EmbeddingLoss):
         """``log(Z / M)``: of the mean over pairs of a row of one bank, of length 1, and a row of the other."""
         scores = unit(anchors.embeddings[:ANCHORS]) @ bank.embeddings.T / self.nce_t
         return scores.logsumexp(dim=(0, 1)) - math.log(scores.numel())
-
-    def _known_items(self) -> int:
-        if self.items is None:
-            raise ConfigurationError(
-                "the loss crd needs items, the number of items of the training set, for its memory banks; "
-                "pass CRD(items=len(dataset)) (a recipe fills it in)"
-            )
-        return self.items

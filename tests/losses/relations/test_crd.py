@@ -285,11 +285,6 @@ def test_several_pairs_are_refused():
         CRD(student=["a", "b"], teacher=["a", "b"], **SMALL).setup(batch)
 
 
-def test_without_the_number_of_items_the_message_says_where_it_comes_from():
-    with pytest.raises(ConfigurationError, match=r"crd needs items.*pass CRD\(items=len\(dataset\)\)"):
-        CRD().setup(indexed(logits(2), logits(2)))
-
-
 def test_a_loader_without_positions_is_refused():
     made_engine = engine(losses={"crd": CRD(**SMALL)}, weights={})
     with pytest.raises(ConfigurationError, match=r"crd needs the items' index; use kdengine\.loader"):
