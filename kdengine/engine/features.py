@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,10 @@ class Capture:
             return
         guard_hooks()
         modules = dict(self.module.named_modules(remove_duplicate=False))
+        for block, inside in inside_shards(self.paths, modules).items():
+            carry, unload = self._carriers(inside)
+            self._handles.append(modules[block].register_forward_hook(carry, prepend=True))
+            self._handles.append(modules[block].register_forward_hook(unload))
         for path, hook in self._hooks.items():
             module = modules[path.removesuffix(INPUT)]
             self._handles.append(
@@ -122,6 +127,27 @@ class Capture:
 
         return before if path.endswith(INPUT) else after
 
+    def _carriers(self, inside: Iterable[str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Hooks that pass features by FSDP's own hook on the block around them, as if the block returned them.
+
+        FSDP gathers a block's parameters again when a gradient arrives at what the block returned. A loss on a feature
+        inside may send none there.
+        """
+
+        def carry(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not (self._wanted and torch.is_grad_enabled()):
+                return None
+            found = {path: self._seen[path] for path in inside if path in self._seen}
+            return Carried(output, {path: x if x._base is None else x.clone() for path, x in found.items()})
+
+        def unload(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not isinstance(output, Carried):
+                return None
+            self._seen.update(output.features)
+            return output.output
+
+        return carry, unload
+
     def _keep(self, path: str, given: Any) -> None:
         """Keep a feature; a copy unless it is known that nothing changes it in place."""
         if not self._wanted:
@@ -151,6 +177,27 @@ class Capture:
 
     def _error(self, path: str, reason: str) -> LossError:
         return LossError(reason, self._askers[path], self.role)
+
+
+class Carried(NamedTuple):
+    """What a block returned, and features from inside of it."""
+
+    output: Any
+    features: dict[str, Tensor]
+
+
+def inside_shards(paths: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """The innermost block of FSDP2 around each path's module, with the paths inside."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    found: dict[str, list[str]] = {}
+    if fsdp is None:
+        return found
+    for path in paths:
+        own = path.removesuffix(INPUT)
+        around = [outer for outer in _ancestors(own) if outer != own and isinstance(modules[outer], fsdp.FSDPModule)]
+        if around:
+            found.setdefault(around[-1], []).append(path)
+    return found
 
 
 def _expand(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> list[str]:

@@ -228,15 +228,6 @@ def test_fp16_scales_the_loss_and_logs_it_unscaled():
     assert records[0]["loss"] == pytest.approx(reference[0]["loss"], rel=0.02)
 
 
-@pytest.mark.slow
-def test_a_compiled_student_delivers_its_features():
-    student = mlp()
-    result = engine(student, compile=True, losses={"hint": Hint(student="1", teacher="1"), "kd": KD()}, weights={}).fit(
-        kdengine.loader(items(), 8, drop_last=True), epochs=2
-    )
-    assert result.steps == 8
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
