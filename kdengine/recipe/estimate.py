@@ -138,7 +138,9 @@ def student_fit(
     student, steps = engine.student, -(-len(loader) // recipe.train.accumulate)
     title = "student alone" if alone else "student" if teacher is None else "student distilled"
     running = [student] if teacher is None else [student, teacher]
-    return engine, measure(engine, loader.dataset, title, running, recipe.data.batch_size, recipe.train.epochs, steps)
+    with plan.telling_lines():
+        found = measure(engine, loader.dataset, title, running, recipe.data.batch_size, recipe.train.epochs, steps)
+    return engine, found
 
 
 def measure(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from kdengine.api import KDEngineError, Schedule
-from kdengine.api.errors import nearest
+from kdengine.api.errors import LossError, nearest
 from kdengine.host import Component, Host
 from kdengine.recipe.load import Source
-from kdengine.recipe.problems import Problem, RecipeError
+from kdengine.recipe.problems import MISSING, Problem, RecipeError
 from kdengine.recipe.rates import check_rate
 from kdengine.recipe.schema import ComponentTable, OptimizerTable, Recipe
 from kdengine.recipe.signature import Argument, arguments, check_arguments
@@ -87,6 +88,7 @@ class Plan:
         optimizer: of the student.
         metrics: by name as the recipe gives it.
         loggers: beside metrics.jsonl.
+        source: the recipe's text, for messages.
     """
 
     recipe: Recipe
@@ -104,11 +106,28 @@ class Plan:
     optimizer: Bound
     metrics: dict[str, Bound]
     loggers: dict[str, Bound]
+    source: Source
 
     @property
     def own_metrics(self) -> dict[str, Bound]:
         """The metrics that need no teacher."""
         return {name: metric for name, metric in self.metrics.items() if not metric.needs_teacher}
+
+    @contextmanager
+    def telling_lines(self) -> Iterator[None]:
+        """What cannot work with a loss is told as a problem of the recipe, with its line.
+
+        Raises:
+            RecipeError: in the place of a :class:`~kdengine.api.errors.LossError`.
+        """
+        try:
+            yield
+        except LossError as error:
+            _, label, *argument = error.place
+            table = self.recipe.losses.get(label)
+            value = table.arguments.get(argument[0], MISSING) if table is not None and argument else MISSING
+            problem = Problem(error.place, error.reason, value)
+            raise RecipeError(self.source.title, [problem], self.source.text) from error
 
 
 class Binder:
@@ -264,6 +283,7 @@ def make_plan(recipe: Recipe, host: Host, source: Source, problems: Iterable[Pro
         optimizer=_there(optimizer),
         metrics={name: _there(bound) for name, bound in metrics.items()},
         loggers={bound.component.name: bound for bound in loggers},
+        source=source,
     )
 
 

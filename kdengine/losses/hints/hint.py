@@ -21,7 +21,8 @@ class Hint(FeatureLoss):
         features ``(B, ...)`` of any kind that the projector maps to one another, in float16, bfloat16 or wider.
 
     Args:
-        student: paths of modules of the student; see :class:`~kdengine.losses.hints.pairs.FeatureLoss`.
+        student: path of a module of the student, or several, with wildcards if wanted (``layer?``); ``fc:input`` is
+            what goes in.
         teacher: paths of modules of the teacher, as many.
         projector: name of a projector (``auto`` chooses by the shapes, and takes none where they are equal), or a
             factory ``fn(student_shape, teacher_shape) -> nn.Module``; each pair has its own.
