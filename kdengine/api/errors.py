@@ -39,11 +39,14 @@ class LossError(ConfigurationError):
 
 @contextmanager
 def in_loss(label: str, argument: str | None = None) -> Iterator[None]:
-    """Whatever cannot work in here is said of a loss; an error that names a loss already stays as it is."""
+    """What goes wrong in here is said of a loss: a ValueError becomes a LossError, any other error gets a note."""
     try:
         yield
     except ValueError as error:
         raise of_loss(error, label, argument) from error
+    except Exception as error:
+        error.add_note(f"raised by losses.{label}")
+        raise
 
 
 def of_loss(error: ValueError, label: str, argument: str | None = None) -> LossError:

@@ -28,8 +28,9 @@ class Needs:
         logits: whether it reads logits, so that class counts must match.
         labels: whether it reads ``batch.labels``.
         index: whether it reads ``batch.index``.
-        student_features: module paths of the student whose outputs it reads.
-        teacher_features: module paths of the teacher whose outputs it reads.
+        student_features: paths of modules of the student whose outputs it reads; ``layer?`` names several, and
+            ``fc:input`` is what goes in (:mod:`kdengine.api.features`).
+        teacher_features: the same of the teacher.
         teacher_gradients: whether a gradient must flow into the teacher (an evolving source only).
         teacher_training: whether the teacher must be in training mode (an evolving source only).
     """

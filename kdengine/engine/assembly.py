@@ -17,7 +17,7 @@ from kdengine.engine.batching import place
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
-from kdengine.engine.forward import run_pair, run_student, run_teacher
+from kdengine.engine.forward import check_batch, run_pair, run_student, run_teacher
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
@@ -165,7 +165,10 @@ def set_up_losses(
     waiting = {label: loss for label, loss in objective.losses.items() if type(loss).setup is not Loss.setup}
     if not (waiting or models.student_features or models.teacher_features):
         return
-    batch = place(example(), runtime.device)
+    given = example()
+    for label, loss in waiting.items():
+        check_batch(label, loss, given)
+    batch = place(given, runtime.device)
     with attached(models), evaluation_mode(*models.moving), random.preserved(), torch.no_grad():
         run_pair(models, precision, batch)
     for label, loss in waiting.items():

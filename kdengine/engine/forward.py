@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from kdengine.api import Batch, ConfigurationError, Output
+from kdengine.api import Batch, ConfigurationError, Loss, Output
 from kdengine.api.errors import LossError
 from kdengine.engine.batching import call_model, device_of, move
 from kdengine.engine.fit import Fit, Models
@@ -62,14 +62,21 @@ def check_outputs(fit: Fit, batch: Batch) -> None:
     """At the first step: class counts and label range, where a logits loss runs."""
     for label, loss in fit.objective.losses.items():
         needs = loss.needs
-        if needs.labels and batch.labels is None:
-            raise LossError(
-                "it needs labels, but the loader gives none; expected (input, labels) or a mapping with 'labels'", label
-            )
-        if needs.index and batch.index is None:
-            raise LossError("it needs the items' index; use kdengine.loader for the data", label)
+        check_batch(label, loss, batch)
         if needs.teacher and needs.logits and fit.models.align is None:
             check_classes(label, batch.student.logits.shape[-1], batch.teacher.logits.shape[-1])
+
+
+def check_batch(label: str, loss: Loss, batch: Batch) -> None:
+    """Refuse data without what a loss needs of it."""
+    if loss.needs.labels and batch.labels is None:
+        raise LossError(
+            f"{type(loss).__name__} needs labels, but the loader gives none; "
+            "expected (input, labels) or a mapping with 'labels'",
+            label,
+        )
+    if loss.needs.index and batch.index is None:
+        raise LossError(f"{type(loss).__name__} needs the items' index; use kdengine.loader for the data", label)
 
 
 def check_classes(label: str, student: int, teacher: int) -> None:

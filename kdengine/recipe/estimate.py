@@ -135,7 +135,9 @@ def student_fit(plan: Plan, data: Data, teacher: Teacher | None, *, alone: bool 
     engine, loader = train_student(plan, data, teacher, seed=seed, out=None, loggers=[], alone=alone)
     steps = -(-len(loader) // recipe.train.accumulate)
     title = "student alone" if alone else "student" if engine.source is None else "student distilled"
-    return engine, measure(engine, loader.dataset, title, recipe.data.batch_size, recipe.train.epochs, steps)
+    with plan.telling_lines():
+        found = measure(engine, loader.dataset, title, recipe.data.batch_size, recipe.train.epochs, steps)
+    return engine, found
 
 
 def measure(engine: Engine, dataset: Any, name: str, batch_size: int, epochs: int, steps: int) -> FitEstimate:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kdengine.api.errors import nearest
+from kdengine.api.errors import LossError, nearest
 from kdengine.host import Host
 from kdengine.recipe.binder import DETERMINISTIC, FROM_DATA, Binder, Bound, MakeSchedule, bind_optimizer
 from kdengine.recipe.load import Source
-from kdengine.recipe.problems import Problem, RecipeError
+from kdengine.recipe.problems import MISSING, Problem, RecipeError
 from kdengine.recipe.rates import check_rate
 from kdengine.recipe.schema import Recipe
 from kdengine.recipe.teaching import TeacherPlan, plan_teacher
@@ -43,6 +44,7 @@ class Plan:
         optimizer: of the student.
         metrics: by name as the recipe gives it.
         loggers: beside metrics.jsonl.
+        source: the recipe's text, for messages.
     """
 
     recipe: Recipe
@@ -58,11 +60,28 @@ class Plan:
     optimizer: Bound
     metrics: dict[str, Bound]
     loggers: dict[str, Bound]
+    source: Source
 
     @property
     def own_metrics(self) -> dict[str, Bound]:
         """The metrics that need no teacher."""
         return {name: metric for name, metric in self.metrics.items() if not metric.needs_teacher}
+
+    @contextmanager
+    def telling_lines(self) -> Iterator[None]:
+        """What cannot work with a loss is told as a problem of the recipe, with its line.
+
+        Raises:
+            RecipeError: in the place of a :class:`~kdengine.api.errors.LossError`.
+        """
+        try:
+            yield
+        except LossError as error:
+            _, label, *argument = error.place
+            table = self.recipe.losses.get(label)
+            value = table.arguments.get(argument[0], MISSING) if table is not None and argument else MISSING
+            problem = Problem(error.place, error.reason, value)
+            raise RecipeError(self.source.title, [problem], self.source.text) from error
 
 
 def make_plan(recipe: Recipe, host: Host, source: Source, problems: Iterable[Problem] = ()) -> Plan:
@@ -113,6 +132,7 @@ def make_plan(recipe: Recipe, host: Host, source: Source, problems: Iterable[Pro
         optimizer=_there(optimizer),
         metrics={name: _there(bound) for name, bound in metrics.items()},
         loggers={bound.component.name: bound for bound in loggers},
+        source=source,
     )
 
 

@@ -127,16 +127,21 @@ def rehearse(plan: Plan, data: Data) -> None:
         engine, loader = student_fit(
             plan, data, teacher, seed=plan.recipe.train.seed, out=None, loggers=[], alone=alone
         )
-        try_batch(engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch)))
+        with plan.telling_lines():
+            try_batch(engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch)))
 
 
 @torch.no_grad()
 def try_batch(fit: Fit) -> None:
-    """Run a few items through the models, to see that what the losses compare has the same classes."""
-    models, batch = fit.models, place(fit.feed.example(), fit.runtime.device)
+    """Run a few items through models and losses, to see that what the losses compare fits together."""
+    models, example = fit.models, fit.feed.example()
+    masks = fit.objective.masks(example)
+    counts = fit.objective.count(example, masks)
+    batch = place(example, fit.runtime.device)
     with attached(models), evaluation_mode(*models.moving):
         run_pair(models, fit.precision, batch)
         check_outputs(fit, batch)
+    fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, counts)
 
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import typing
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ class Argument:
         """Its type in words."""
         if self.is_scalar:
             return "number or schedule"
-        return inspect.formatannotation(self.annotation).replace("typing.", "").replace("pathlib.", "")
+        return _MODULE.sub("", inspect.formatannotation(self.annotation))
+
+
+_MODULE = re.compile(r"(?:\b[a-z_]\w*\.)+(?=[A-Z])")
 
 
 def mentions_scalar(annotation: Any) -> bool:

@@ -309,9 +309,39 @@ def test_labels_out_of_range_are_refused():
         engine().fit([(inputs, torch.tensor([0, 1, 2, CLASSES]))], epochs=1)
 
 
-def test_missing_labels_name_the_loss():
-    with pytest.raises(kdengine.ConfigurationError, match=r"'?ce'? needs labels"):
-        engine().fit([torch.randn(4, INPUTS)], epochs=1)
+class Remembers(kdengine.Loss):
+    """Says what it needs and reads it late, or in its setup."""
+
+    def __init__(self, *, early=False, **needs):
+        super().__init__()
+        self.early = early
+        self.needs = kdengine.Needs(teacher=False, **needs)
+
+    def setup(self, example):
+        if self.early:
+            raise KeyError("no such class")
+
+    def per_item(self, batch):
+        return batch.student.logits.square()
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (CE(), r"the loss ce needs labels, but the loader gives none; expected \(input, labels\) or a mapping"),
+        (Remembers(labels=True), r"Remembers needs labels, but the loader gives none; expected \(input, labels\)"),
+        (Remembers(index=True), r"Remembers needs the items' index; use kdengine\.loader"),
+    ],
+)
+def test_a_loss_without_what_it_needs_of_the_data_is_named_by_its_label(loss, said):
+    with pytest.raises(kdengine.ConfigurationError, match=rf"^losses\.mine: {said}"):
+        engine(losses={"kd": KD(), "mine": loss}, weights={}).fit([torch.randn(4, INPUTS)], epochs=1)
+
+
+def test_whatever_a_setup_raises_says_whose_it_is():
+    with pytest.raises(KeyError) as caught:
+        engine(losses={"mine": Remembers(early=True)}, weights={}).fit([torch.randn(4, INPUTS)], epochs=1)
+    assert caught.value.__notes__ == ["raised by losses.mine"]
 
 
 def test_a_batch_and_an_output_of_unknown_form_list_what_was_seen():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdengine.api import Progress
+from kdengine.api.errors import LossError
 from kdengine.host import Host
 from kdengine.recipe.load import Source, read
 from kdengine.recipe.plan import MakeSchedule, make_plan
@@ -81,6 +82,19 @@ metrics = ["top1", "topp5"]
     told = {where: [line for line in said if line.startswith(where) and what in line] for where, what in expected}
     assert [where for where, lines in told.items() if len(lines) != 1] == []
     assert len(said) == len(expected), said
+
+
+def test_what_cannot_work_with_a_loss_is_told_with_its_line(plan_of):
+    plan = plan_of(SMALL + "[losses.far]\nuse = 'hint'\nstudent = ['fc',\n  'layer9']\nteacher = 'fc'\n")
+    for error, said in (
+        (LossError("there is no module", "far", "student"), "line 16: losses.far.student = ['fc', 'layer9']: there is"),
+        (LossError("there is no module", "far", "other"), "line 14: losses.far.other: there is no module"),
+        (LossError("they differ", "kd"), "line 7: losses.kd: they differ"),
+    ):
+        with pytest.raises(RecipeError) as caught, plan.telling_lines():
+            raise error
+        assert str(caught.value).startswith(f"test.toml: 1 problem\n  {said}")
+        assert caught.value.__cause__ is error
 
 
 def test_keys_of_the_recipe_and_arguments_of_components_are_told_together():

@@ -13,6 +13,7 @@ import kdengine
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import rundir
 from kdengine.recipe.load import load
+from kdengine.recipe.problems import RecipeError
 
 from .conftest import SMALL
 
@@ -230,7 +231,29 @@ def test_more_epochs_give_a_constant_rate_the_bits_of_a_run_that_never_stopped(c
         (["student.checkpoint=absent.pth"], CheckpointError, "no checkpoint file"),
         (["optimizer.groups=[{ match = 'bakcbone.*' }]"], ConfigurationError, "no parameter's name matches"),
         (["optimizer.lr=-1.0"], ConfigurationError, r"\[optimizer\] adam cannot be made"),
-        (["losses.hint={ student = 'layer9', teacher = 'hidden.0' }"], ConfigurationError, "layer9"),
+        (
+            ["losses.hint={ student = 'layer9', teacher = 'hidden.0' }"],
+            RecipeError,
+            r"test.toml: 1 problem\n  losses\.hint\.student = 'layer9': there is no module 'layer9'; .*'hidden'",
+        ),
+        (
+            ["losses.map={ use = 'hint', student = 'hidden.0', teacher = 'hidden.?', projector = 'conv1x1' }"],
+            RecipeError,
+            r"losses\.map: student 'hidden.0' and teacher 'hidden.0': projector 'conv1x1' is for feature maps",
+        ),
+        (
+            ["losses.uneven={ use = 'hint', student = ['fc', 'hidden.0'], teacher = 'fc' }"],
+            RecipeError,
+            r"losses\.uneven: Hint compares features in pairs, but student=.* names 2 \(fc, hidden.0\)",
+        ),
+        (
+            [
+                "losses.hint={ student = 'fc', teacher = 'fc' }",
+                "teacher.source={ use = 'cached', folder = 'unused' }",
+            ],
+            RecipeError,
+            r"losses\.hint\.teacher = 'fc': .* CachedTeacher, a teacher without live modules",
+        ),
         (["student.classes=12"], ConfigurationError, "the student has 12 classes and the teacher 10"),
         (["lr_schedule={ use = 'restarts', T_0 = 0 }"], ConfigurationError, r"\[lr_schedule\]"),
     ],

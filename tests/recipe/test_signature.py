@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdengine.api import Scalar
-from kdengine.recipe.signature import arguments, check_arguments, check_value
+from kdengine.recipe.signature import Argument, arguments, check_arguments, check_value
 
 
 class Colour(enum.StrEnum):
@@ -98,6 +98,14 @@ def test_no_value_is_taken_for_one_of_another_type(annotation, value):
 )
 def test_a_value_of_the_type_is_accepted(annotation, value, made):
     assert check_value(annotation, value) == made
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [(str | Sequence[str], "str | Sequence[str]"), (Path, "Path"), (Colour | None, "Colour | None"), (int, "int")],
+)
+def test_a_type_is_told_without_the_modules_it_comes_from(annotation, words):
+    assert Argument("name", annotation, None).type_name == words
 
 
 def test_annotations_that_nobody_can_resolve_are_not_checked():

@@ -88,5 +88,5 @@ def test_the_cache_of_another_teacher_or_data_set_is_refused(tmp_path):
 
 def test_a_loss_that_asks_for_features_is_refused(tmp_path):
     source = CachedTeacher(mlp(32), str(tmp_path / "cache"), items=32)
-    with pytest.raises(kdengine.ConfigurationError, match="without live modules"):
+    with pytest.raises(kdengine.ConfigurationError, match=r"^losses\.hint\.teacher: .* without live modules"):
         train(source, losses={"hint": Hint(student="1", teacher="1")}, weights={})

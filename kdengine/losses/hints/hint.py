@@ -24,7 +24,8 @@ class Hint(FeatureLoss):
         Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, equation 3; arXiv:1412.6550
 
     Args:
-        student: paths of modules of the student; see :class:`~kdengine.losses.hints.pairs.FeatureLoss`.
+        student: path of a module of the student, or several, with wildcards if wanted (``layer?``); ``fc:input`` is
+            what goes in.
         teacher: paths of modules of the teacher, as many.
         projector: name of a projector (``auto`` chooses by the shapes, and takes none where they are equal), or a
             factory ``fn(student_shape, teacher_shape) -> nn.Module``; each pair has its own.
