@@ -13,6 +13,7 @@ from kdengine.losses import CE, KD, Hint
 from tests.engine.common import CLASSES, INPUTS, engine, flat, items, mlp, sgd
 
 
+@pytest.mark.slow
 def test_the_script_of_the_readme_runs_on_a_torchvision_pair(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     images = torch.utils.data.TensorDataset(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,)))
