@@ -197,7 +197,8 @@ def test_ten_plugins_that_implement_every_hook_add_at_most_10_us():
     assert extra <= TARGET_PLUGINS_US
 
 
-@pytest.mark.parametrize("batch_size", [4, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [4, 128])
 def test_parameters_after_200_steps_are_the_same_bits(batch_size):
     hand, engine = (
         side(*pair, make_optimizer(pair[0])) for side in (HandWritten, ByEngine) for pair in [models("tutorial")]

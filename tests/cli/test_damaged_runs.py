@@ -55,7 +55,7 @@ def assert_told(kd, run):
         assert code in (0, 2), f"{command[0]}: {err}"
 
 
-common = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+common = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @common

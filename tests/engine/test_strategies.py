@@ -172,7 +172,8 @@ def course(strategies, steps, out, make_student):
     return [interrupted(*pair[:1], out, *pair[1:], make_student()) for pair in zip(strategies, steps, strict=True)][-1]
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_processes_that_go_on_end_with_the_bits_of_those_that_were_never_left(tmp_path, strategy):
     whole_course = in_processes(2, course, [strategy], [None], tmp_path / "whole", student_with_statistics)
     with_breaks = in_processes(2, course, [strategy] * 3, [3, 4, None], tmp_path / "cut", student_with_statistics)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 USE = """
@@ -13,6 +15,7 @@ def test_fixtures(tiny_run, hook_recorder):
 """
 
 
+@pytest.mark.slow
 def test_one_line_in_a_conftest_gives_the_fixtures(tmp_path):
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["kdengine.testing"]\n')
     (tmp_path / "test_use.py").write_text(USE)
