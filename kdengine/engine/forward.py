@@ -69,14 +69,15 @@ def check_outputs(fit: Fit, batch: Batch) -> None:
 
 def check_batch(label: str, loss: Loss, batch: Batch) -> None:
     """Refuse data without what a loss needs of it."""
+    name = type(loss).__name__.lower()
     if loss.needs.labels and batch.labels is None:
         raise LossError(
-            f"{type(loss).__name__} needs labels, but the loader gives none; "
+            f"the loss {name} needs labels, but the loader gives none; "
             "expected (input, labels) or a mapping with 'labels'",
             label,
         )
     if loss.needs.index and batch.index is None:
-        raise LossError(f"{type(loss).__name__} needs the items' index; use kdengine.loader for the data", label)
+        raise LossError(f"the loss {name} needs the items' index; use kdengine.loader for the data", label)
 
 
 def check_classes(label: str, student: int, teacher: int) -> None:

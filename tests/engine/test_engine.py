@@ -330,8 +330,11 @@ class Remembers(kdengine.Loss):
     ("loss", "said"),
     [
         (CE(), r"the loss ce needs labels, but the loader gives none; expected \(input, labels\) or a mapping"),
-        (Remembers(labels=True), r"Remembers needs labels, but the loader gives none; expected \(input, labels\)"),
-        (Remembers(index=True), r"Remembers needs the items' index; use kdengine\.loader"),
+        (
+            Remembers(labels=True),
+            r"the loss remembers needs labels, but the loader gives none; expected \(input, labels\)",
+        ),
+        (Remembers(index=True), r"the loss remembers needs the items' index; use kdengine\.loader"),
     ],
 )
 def test_a_loss_without_what_it_needs_of_the_data_is_named_by_its_label(loss, said):
