@@ -22,6 +22,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "methods.json"
 PAGE = DOCS / "methods.md"
 START, END = "<!-- table: methods -->\n", "<!-- end -->\n"
+ITEMS = 2
+"""Of a data set, told to losses that have to know: only what they need is looked at."""
 HEAD = """\
 | method | source | needs | top-1 | step, times `kd` | more memory | tested against |
 |---|---|---|---|---|---|---|
@@ -69,7 +71,7 @@ def subject(name: str) -> Callable[..., Any]:
 
 def needs(plan: Plan) -> list[str]:
     """What the losses of a method read, beside the cross-entropy that all have."""
-    own = [bound() for label, bound in plan.losses.items() if label != "ce"]
+    own = [bound(items=ITEMS) for label, bound in plan.losses.items() if label != "ce"]
     said = {
         "teacher's logits": any(loss.needs.teacher and loss.needs.logits for loss in own),
         "features": any(loss.needs.student_features for loss in own),

@@ -46,6 +46,9 @@ from kdengine.losses import (
     SoftCE,
     kdengine_losses,
 )
+from kdengine.losses.hints import LOSSES as of_features
+from kdengine.losses.logits import LOSSES as of_logits
+from kdengine.losses.relations import LOSSES as of_relations
 from kdengine.losses.relations.negatives import count_negatives
 from kdengine.projectors.projectors import auto
 from tests.losses.outputs import batch_of
@@ -306,10 +309,10 @@ def unit_rows(z: Tensor) -> Tensor:
 
 
 TRANSCRIPTIONS = {
-    name: f"`papers.{module.__name__.rpartition('.')[2]}`"
-    for module in (logits, hints, relations)
-    for name in kdengine_losses()
-    if hasattr(module, name) or hasattr(module, f"{name}_distance") or hasattr(module, f"{name}_nce")
+    name: f"`papers.{folder}`"
+    for folder, losses in {"logits": of_logits, "hints": of_features, "relations": of_relations}.items()
+    for name in losses
+    if name in (*LOGITS, *FEATURES, "crd")
 }
 """What docs/methods.md says of each method."""
 
