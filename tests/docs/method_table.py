@@ -57,7 +57,7 @@ def row(name: str, tree: dict[str, Any], figures: Mapping[str, Any]) -> str:
         percent(figures["top1"]) + (f" (alone {percent(figures['alone'])})" if "alone" in figures else ""),
         f"{figures['cost']:.2f}",
         f"{figures['memory']:.2f} MiB",
-        TRANSCRIPTIONS.get(name, "its own tests"),
+        TRANSCRIPTIONS.get(name, "`papers.relations`"),  # of a teacher: tests/teachers/test_against_papers.py
     ]
     return f"| {' | '.join(cells)} |\n"
 
