@@ -53,7 +53,8 @@ def jsd(pair: SoftmaxPair, beta: float, dim: int, needs: Needs) -> Divergence:
     """Beta KL(p_t || m) + (1 - beta) KL(p_s || m) with m = beta p_t + (1 - beta) p_s."""
     d = pair.log_ratio.clamp(-HUGE, HUGE)
     # log m - log max(p_s, p_t): exp of a non-positive number only, so nothing overflows.
-    to_larger = (where(d > 0, beta, 1 - beta) * (-d.abs()).expm1()).log1p()
+    smaller = (-d.abs()).expm1()
+    to_larger = where(d > 0, beta * smaller, (1 - beta) * smaller).log1p()  # two numbers would be float32 in `where`
     from_student = to_larger - d.clamp(max=0)  # log m - log p_s
     from_teacher = to_larger + d.clamp(min=0)  # log m - log p_t
     value = beta * pair.teacher * from_teacher + (1 - beta) * pair.student * from_student
