@@ -64,7 +64,7 @@ def test_near_its_teacher_it_keeps_its_digits_in_float32():
     student = teacher + 1e-3 * logits(seed=1)
     exact = evaluated(BinaryKL(20.0), student.float().double(), teacher.float().double())
     for got, wanted in zip(evaluated(BinaryKL(20.0), student.float(), teacher.float()), exact, strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=0.0)
+        torch.testing.assert_close(got.double(), wanted, rtol=5e-3, atol=0.0)  # of 1e-6: naively nothing of it is left
 
 
 def test_equal_logits_cost_nothing():
