@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ SPLITS = ((3, 4), (1, 6), (2, 3, 2), (1,) * ITEMS)
 RANKS = (((3, 1), (2, 1)), ((6,), (1,)), ((1, 2), (3,), (1,)))
 """Micro-batches of each process."""
 MASKED = (False, True)
+
+W = TypeVar("W")
 
 
 @promises("values", "every declared term is one value per item, or one number for scope 'batch', and not reduced")
@@ -77,34 +80,36 @@ def _weights(case: Case, loss: Loss) -> dict[str, dict[str, Weight]]:
 def split(case: Case, trial: Trial) -> None:
     """Any split of a batch gives the same gradient, also where some items do not count."""
     _only_items(case, trial)
-    loss, batch = case.make(), case.batch()
     trial.tries(f"micro-batches of {_listed(SPLITS)} in place of {ITEMS}; all items, and two in three")
-    for masked in MASKED:
-        if masked:
-            batch.mask = torch.arange(batch.size) % 3 != 2
-        whole = evaluate(case, loss, batch)
-        for sizes in SPLITS:
-            parts = evaluate(case, loss, batch, sizes)
-            what = f"with micro-batches of {sizes} in place of ({ITEMS},){', some items masked' * masked}, the"
-            trial.close(f"{what} loss", [parts.total], [whole.total], 1e-12)
-            trial.close(f"{what} gradient", parts.gradients, whole.gradients, 1e-12)
+    _agree(case, trial, SPLITS, evaluate, lambda sizes: f"with micro-batches of {sizes} in place of ({ITEMS},)")
 
 
 @promises("processes", "several processes that share a batch give the same loss and gradient as one")
 def processes(case: Case, trial: Trial) -> None:
     """Each process counts and differentiates its own items with a loss of its own; counts and gradients are added."""
     _only_items(case, trial)
-    loss, batch = case.make(), case.batch()
     trial.tries(f"the arithmetic of processes with micro-batches of {_listed(RANKS)}, here in one")
+    _agree(case, trial, RANKS, add_up, lambda ranks: f"with micro-batches of {ranks} in {len(ranks)} processes")
+
+
+def _agree(
+    case: Case,
+    trial: Trial,
+    ways: Iterable[W],
+    compute: Callable[[Case, Loss, Batch, W], Outcome],
+    say: Callable[[W], str],
+) -> None:
+    """Every way to share a batch out gives the loss and gradient of the whole, also where some items do not count."""
+    loss, batch = case.make(), case.batch()
     for masked in MASKED:
         if masked:
             batch.mask = torch.arange(batch.size) % 3 != 2
         whole = evaluate(case, loss, batch)
-        for ranks in RANKS:
-            shared = add_up(case, loss, batch, ranks)
-            what = f"with micro-batches of {ranks} in {len(ranks)} processes{', some items masked' * masked}, the"
-            trial.close(f"{what} loss", [shared.total], [whole.total], 1e-12)
-            trial.close(f"{what} gradient", shared.gradients, whole.gradients, 1e-12)
+        for way in ways:
+            parts = compute(case, loss, batch, way)
+            what = f"{say(way)}{', some items masked' * masked}, the"
+            trial.close(f"{what} loss", [parts.total], [whole.total], 1e-12)
+            trial.close(f"{what} gradient", parts.gradients, whole.gradients, 1e-12)
 
 
 def add_up(case: Case, loss: Loss, batch: Batch, ranks: Sequence[Sequence[int]]) -> Outcome:
