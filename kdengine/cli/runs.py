@@ -34,8 +34,8 @@ def evaluate(
     from kdengine.recipe.data import make_data
     from kdengine.recipe.run import measure, trained_student
 
-    folders = student_folders(run)
-    plan = planning.prepare(read_recipe(run / layout.RECIPE), overrides or ())
+    source, folders = read_recipe(run), student_folders(run)
+    plan = planning.prepare(source, overrides or ())
     data = make_data(plan)
     rows: dict[str, dict[str, float | None]] = {}
     for folder in folders:
@@ -64,31 +64,61 @@ def show_metrics(rows: dict[str, dict[str, float | None]], items: int) -> None:
     typer.echo(f"on {items:,} test items")
 
 
-def read_recipe(path: Path) -> Source:
-    """The recipe that a run directory holds."""
+def read_recipe(run: Path) -> Source:
+    """The recipe that a run directory holds.
+
+    Raises:
+        CheckpointError: it holds none; a script's run has none either.
+    """
     from kdengine.api import CheckpointError
+    from kdengine.engine import rundir
     from kdengine.recipe.load import source_at
 
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} is no run directory: it holds no {path.name}")
-    return source_at(path)
+    path = run / layout.RECIPE
+    if path.is_file():
+        return source_at(path)
+    if not is_run(run):
+        raise CheckpointError(rundir.explain_no_student(run))
+    raise CheckpointError(
+        f"{run} was written by a script (Engine(out=...)) and holds no {layout.RECIPE}, which says how its model and "
+        f"data are made; evaluate it in a script: student.load_state_dict(kdengine.load_run({str(run)!r}).student()), "
+        "then Engine.evaluate"
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a directory is a run's, written by a recipe or by a script; its run may be unfinished."""
+    return any((folder / name).exists() for name in (layout.RECIPE, layout.SUMMARY, layout.RECORDS))
 
 
 def student_folders(run: Path) -> list[Path]:
-    """The directories of a run that hold a trained student: itself, or one per seed."""
-    from kdengine.api import CheckpointError
+    """The directories of a run that hold a trained student: itself, or one per seed.
 
-    read_recipe(run / layout.RECIPE)
+    Raises:
+        CheckpointError: there is none, or that of a finished seed is missing.
+    """
+    from kdengine.api import CheckpointError
+    from kdengine.engine import rundir
+
     if (run / layout.STUDENT).is_file():
         return [run]
-    named = {path: path.parent.name.removeprefix("seed-") for path in run.glob(f"seed-*/{layout.STUDENT}")}
-    found = sorted((path for path, seed in named.items() if _SEED.fullmatch(seed)), key=lambda path: int(named[path]))
+    folders = seed_folders(run)
+    found = [folder for folder in folders if (folder / layout.STUDENT).is_file()]
+    for folder in folders:
+        if folder not in found and (folder / layout.SUMMARY).is_file():
+            raise CheckpointError(
+                f"{folder} is finished but holds no {layout.STUDENT}; "
+                f"kdengine run --resume --out {run} writes it again while its checkpoints are there"
+            )
     if not found:
-        raise CheckpointError(
-            f"{run} holds no {layout.STUDENT}: its run is not finished; "
-            f"kdengine run --resume --out {run} goes on with it"
-        )
-    return [path.parent for path in found]
+        raise CheckpointError(rundir.explain_no_student(run))
+    return found
+
+
+def seed_folders(run: Path) -> list[Path]:
+    """The directories of a run's seeds, in their order."""
+    named = {path: path.name.removeprefix("seed-") for path in run.glob("seed-*") if path.is_dir()}
+    return sorted((path for path, seed in named.items() if _SEED.fullmatch(seed)), key=lambda path: int(named[path]))
 
 
 def report(
@@ -172,19 +202,22 @@ def checkpoints(runs: list[Path] | None) -> Iterator[Path]:
     Raises:
         CheckpointError: a run that is named is none, or is not finished.
     """
+    from kdengine.api import CheckpointError
     from kdengine.engine import rundir
 
     named = runs is not None
     for run in runs or sorted(path.parent for path in Path("runs").glob(f"*/{layout.RECIPE}")):
         if named:
-            read_recipe(run / layout.RECIPE)
-            rundir.load_run(run)
+            if not is_run(run):
+                raise CheckpointError(rundir.explain_no_student(run))
+            rundir.finished_summary(run)
         elif not (run / layout.SUMMARY).is_file():
             continue
         seeds = [run, *sorted(run.glob("seed-*"))]
         for part in [*seeds, *(seed / layout.BASELINE for seed in seeds)]:
             folder = part / layout.CHECKPOINTS
-            if (part / layout.SUMMARY).is_file() and folder.is_dir() and not folder.is_symlink():
+            done = all((part / name).is_file() for name in (layout.SUMMARY, layout.STUDENT))
+            if done and folder.is_dir() and not folder.is_symlink():
                 yield folder
 
 

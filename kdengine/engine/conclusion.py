@@ -35,16 +35,17 @@ def conclude(fit: Fit, *, seed: int | None, plugins: Mapping[str, str]) -> Resul
 
 
 def _write(fit: Fit, out: Path, result: Result, summary: dict[str, Any]) -> None:
-    """Export the student and write the summary, unless they are there already."""
+    """Export the student and write the summary, each unless it is there already."""
     student, average = fit.models.student, fit.models.average
     trained = student if average is None else average.module
     weights = {name: shards.whole(tensor) for name, tensor in trained.state_dict().items()}
 
     def write() -> None:
-        if _is_summary_of(rundir.read_summary(out), fit, result):
-            return
-        rundir.export_student(out / layout.STUDENT, weights, {"kdengine.student": shards.class_name(student)})
-        rundir.write_summary(out, summary)
+        concluded = _is_summary_of(rundir.read_summary(out), fit, result)
+        if not (concluded and (out / layout.STUDENT).is_file()):
+            rundir.export_student(out / layout.STUDENT, weights, {"kdengine.student": shards.class_name(student)})
+        if not concluded:
+            rundir.write_summary(out, summary)
 
     fit.runtime.processes.on_main(write)
 

@@ -18,7 +18,7 @@ from kdengine._untrusted import MIB, check_own, check_regular, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import files
-from kdengine.engine.layout import CHECKPOINTS, RECORDS, STUDENT, SUMMARY
+from kdengine.engine.layout import CHECKPOINTS, RECIPE, RECORDS, STUDENT, SUMMARY
 from kdengine.ops import backend_info
 
 SUMMARY_LIMIT = 16 * MIB
@@ -96,6 +96,26 @@ def read_student(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(file)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def explain_no_student(path: Path) -> str:
+    """Say why a directory holds no trained student, and what brings it there."""
+    if not any((path / name).exists() for name in (RECIPE, SUMMARY, RECORDS)):
+        found = "it does not exist" if not path.exists() else f"it holds neither {RECIPE} nor {SUMMARY}"
+        return f"{path} is no run directory: {found}"
+    finished = (path / SUMMARY).is_file()
+    if finished and not any(path.glob(f"{CHECKPOINTS}/*")) and not any(path.glob(f"seed-*/{CHECKPOINTS}/*")):
+        return (
+            f"{path} is finished, but its {STUDENT} and its checkpoints are gone, so nothing is left to make the "
+            "student from; train it again, into another directory"
+        )
+    command = (
+        f"kdengine run --resume --out {path}"
+        if (path / RECIPE).is_file()
+        else f"Engine(..., out={str(path)!r}).fit(..., resume='auto')"
+    )
+    reason, what = ("its file is missing", "writes it again") if finished else ("its run is not finished", "goes on")
+    return f"{path} holds no {STUDENT}: {reason}; {command} {what}"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -145,16 +145,26 @@ def try_batch(fit: Fit) -> None:
 
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do."""
+    """The summary of a run that has nothing left to do.
+
+    Raises:
+        CheckpointError: only its student is missing, and nothing is left to make it from.
+    """
     summary = read_complete(out, plan.recipe.train.epochs)
-    if summary is None:
+    if summary is None or summary.get("seeds", [summary.get("seed")]) != list(seeds):
         return None
-    return summary if summary.get("seeds", [summary.get("seed")]) == list(seeds) else None
+    folders = [out / f"seed-{seed}" for seed in seeds] if "seeds" in summary else [out]
+    lost = [folder for folder in folders if not (folder / layout.STUDENT).is_file()]
+    for folder in lost:
+        if not any(folder.glob(f"{layout.CHECKPOINTS}/*")):
+            raise CheckpointError(rundir.explain_no_student(folder))
+    return None if lost else summary
 
 
 def finished_seed(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """The summary of one seed of a run, if that seed has nothing left to do."""
-    return read_complete(folder, plan.recipe.train.epochs) if (folder / layout.RECIPE).exists() else None
+    whole = all((folder / name).is_file() for name in (layout.RECIPE, layout.STUDENT))
+    return read_complete(folder, plan.recipe.train.epochs) if whole else None
 
 
 def run_seed(plan: Plan, data: Data, teacher: Teacher | None, options: Options, seed: int, out: Path) -> dict[str, Any]:

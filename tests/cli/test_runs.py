@@ -6,7 +6,10 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
+import kdengine
+from kdengine.losses import CE
 from kdengine.ops import sources
 
 
@@ -30,10 +33,84 @@ def test_evaluate_on_other_data(kd, run):
 
 
 def test_an_unfinished_run_cannot_be_evaluated(kd, run):
-    (run / "student.safetensors").unlink()
+    for name in ("student.safetensors", "summary.json"):
+        (run / name).unlink()
     code, _, err = kd("evaluate", run)
     assert code == 2
     assert "not finished" in err
+
+
+@pytest.fixture
+def scripted(place):
+    """The run directory of an engine that a script has made: it holds no recipe."""
+    engine = kdengine.Engine(
+        nn.Linear(2, 3),
+        losses=[CE()],
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=0.1),
+        loggers=[],
+        out=place / "scripted",
+        seed=0,
+    )
+    engine.fit([(torch.randn(4, 2), torch.arange(4) % 3)] * 2, epochs=1)
+    return place / "scripted"
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student.pth"])
+def test_the_student_of_a_scripts_run_is_exported(kd, scripted, name):
+    code, _, err = kd("export", scripted, name)
+    assert code == 0, err
+    found = safetensors.torch.load_file(name) if name.endswith("tensors") else torch.load(name, weights_only=True)
+    expected = kdengine.load_run(scripted).student()
+    assert list(found) == list(expected) == ["bias", "weight"]
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_what_needs_a_recipe_says_what_a_script_does_instead(kd, scripted):
+    code, _, err = kd("evaluate", scripted)
+    assert code == 2
+    assert "written by a script" in err
+    assert "load_run" in err
+
+
+def test_the_checkpoints_of_a_scripts_run_are_removed(kd, scripted):
+    assert kd("clean", scripted, "--yes")[0] == 0
+    assert not (scripted / "checkpoints").exists()
+    assert (scripted / "student.safetensors").exists()
+
+
+def test_a_student_that_is_missing_is_written_again_by_the_command_that_is_named(kd, run):
+    expected = safetensors.torch.load_file(run / "student.safetensors")
+    (run / "student.safetensors").unlink()
+    for command in (["evaluate", run], ["export", run, "x.pth"]):
+        code, _, err = kd(*command)
+        assert code == 2
+        assert f"kdengine run --resume --out {run}" in err
+    assert "nothing to remove" in kd("clean", run, "--yes")[1], "its checkpoints are all that is left"
+    code, _, err = kd("run", "--resume", "--out", run, "-q")
+    assert code == 0, err
+    found = safetensors.torch.load_file(run / "student.safetensors")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert kd("evaluate", run)[0] == 0
+
+
+def test_a_student_that_nothing_can_bring_back_is_told_as_such_by_every_command(kd, run):
+    (run / "student.safetensors").unlink()
+    shutil.rmtree(run / "checkpoints")
+    for command in (["evaluate", run], ["export", run, "x.pth"], ["run", "--resume", "--out", run]):
+        code, _, err = kd(*command)
+        assert code == 2
+        assert "into another directory" in err
+
+
+def test_a_seed_without_its_student_is_not_left_out_of_the_mean(kd, run, place):
+    seeds = place / "seeds"
+    for seed in (0, 1):
+        shutil.copytree(run, seeds / f"seed-{seed}")
+    shutil.copy(run / "recipe.toml", seeds)
+    (seeds / "seed-1" / "student.safetensors").unlink()
+    code, _, err = kd("evaluate", seeds)
+    assert code == 2
+    assert "seed-1 is finished but holds no student.safetensors" in err
 
 
 def test_report_of_one_run_and_of_several(kd, run, place):
