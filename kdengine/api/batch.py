@@ -86,12 +86,15 @@ class Batch:
             probabilities ``(B, V)`` (a row of zeros marks an unlabelled item), targets of any other task, or None.
         index: positions of the items in the data set, ``(B,)`` int64, or None when the loader gives none.
         epoch: the epoch that the items are drawn in, or None outside of training.
+        draw: ``(seed, epoch)``, of which the items' random transforms are a function; None where the loader knows that
+            its items never change, and outside of training.
+        host: the batch on the host that this one is a copy of on an accelerator, or None.
         mask: ``(B,)`` bool, False for an item that takes part in nothing (padding); None when all take part.
         student: the student's output; set before losses run.
         teacher: the teacher's output; set before losses run when a loss or metric needs a teacher.
     """
 
-    __slots__ = ("_student", "_teacher", "epoch", "index", "inputs", "labels", "mask", "size")
+    __slots__ = ("_student", "_teacher", "draw", "epoch", "host", "index", "inputs", "labels", "mask", "size")
 
     def __init__(
         self,
@@ -106,6 +109,8 @@ class Batch:
         self.labels = labels
         self.index = index
         self.epoch: int | None = None
+        self.draw: tuple[int | None, int] | None = None
+        self.host: Batch | None = None
         self.mask = mask
         self.size = count_items(inputs) if size is None else size
         self._student: Output | None = None
@@ -156,7 +161,7 @@ class Batch:
             return None if value is None else value.index_select(0, items.to(value.device, non_blocking=True))
 
         taken = Batch(self.inputs, pick(self.labels), pick(self.index), pick(self.mask), size=len(items))
-        taken.epoch = self.epoch
+        taken.epoch, taken.draw = self.epoch, self.draw
         taken.student = self.student.take(items)
         if self.has_teacher:
             taken.teacher = self.teacher.take(items)

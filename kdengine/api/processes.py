@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kdengine._processes import is_running as is_running
 from kdengine.api.errors import ConfigurationError, KDEngineError, ProcessError
 
 T = TypeVar("T")
@@ -242,24 +242,3 @@ def _meet() -> Group:
     group = Group(made_here=True)
     atexit.register(group.end)
     return group
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has died and waits for its parent to notice does not.
-
-    >>> is_running(os.getpid())
-    True
-    """
-    if os.name == "nt":  # signal 0 is Ctrl-C there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):  # no such file system, or gone meanwhile
-        return True
-    return state not in "ZX"

@@ -142,8 +142,9 @@ def export(
     """Write a run's student as a state dict."""
     import torch
 
+    from kdengine import _files as files
     from kdengine.api import ConfigurationError
-    from kdengine.engine import files, rundir
+    from kdengine.engine import rundir
 
     if file.suffix not in (".safetensors", ".pth", ".pt"):
         raise ConfigurationError(f"expected a file that ends in .safetensors, .pth or .pt, got {file}")

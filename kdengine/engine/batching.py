@@ -82,7 +82,7 @@ def place(batch: Batch, device: torch.device) -> Batch:
         return batch
     inputs, labels, mask = (move(part, device) for part in (batch.inputs, batch.labels, batch.mask))
     placed = Batch(inputs, labels, batch.index, mask, size=batch.size)
-    placed.epoch = batch.epoch
+    placed.epoch, placed.draw, placed.host = batch.epoch, batch.draw, batch
     return placed
 
 
@@ -108,7 +108,7 @@ def take(batch: Batch, share: Share) -> Batch:
     """A process's share of a batch; an uncounted item where it has none."""
     first, last = bounds(batch.size, share)
     part = _part(batch, first, last) if first < last else uncounted(_part(batch, 0, 1))
-    part.epoch = batch.epoch
+    part.epoch, part.draw = batch.epoch, batch.draw
     return part
 
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kdengine import _files as files
 from kdengine._untrusted import MIB, check_regular, read_json, shown
 from kdengine.api.errors import CheckpointError
 from kdengine.api.processes import ALONE, Processes
-from kdengine.engine import codec, files, shard_files
+from kdengine.engine import codec, shard_files
 from kdengine.engine.shards import is_sharded
 from kdengine.engine.tensors import load_tensors, save_tensors
 

@@ -114,6 +114,7 @@ class Feed:
     def _read(self, item: Any, epoch: int) -> Batch:
         batch = self.to_batch(item)
         batch.epoch = epoch
+        batch.draw = self.loader.draw(epoch) if isinstance(self.loader, Loader) else (None, epoch)
         return batch
 
     def _stream(self, epoch: int, start: int) -> Iterator[Any]:

@@ -54,6 +54,11 @@ class SeededDataset(Dataset[Any]):
         self.plain = not getattr(dataset, "random", True) and not getattr(transform, "random", transform is not None)
         self.tensors: tuple[Tensor, ...] | None = getattr(dataset, "tensors", None) if transform is None else None
 
+    @property
+    def varies(self) -> bool:
+        """Whether a sample may be another one in another epoch."""
+        return not self.plain and self.tensors is None
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -165,6 +170,10 @@ class Loader:
         for batch, item in enumerate(stream, start):
             first, last = bounds(self.order.size(batch), share)
             yield replace(item, counts=first < last)
+
+    def draw(self, epoch: int) -> tuple[int, int] | None:
+        """What the inputs of an epoch depend on beside the index: (seed, epoch), or nothing where they never change."""
+        return (self.order.seed, epoch) if self._samples.varies else None
 
     def example(self) -> Indexed:
         """The first items of the data set as a batch, read in this process."""

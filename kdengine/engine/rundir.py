@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from kdengine import _files as files
 from kdengine._untrusted import MIB, check_own, check_regular, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
-from kdengine.engine import files
 from kdengine.engine.layout import CHECKPOINTS, RECIPE, RECORDS, STUDENT, SUMMARY
 from kdengine.ops import backend_info
 

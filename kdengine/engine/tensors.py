@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdengine._files import replacing
 from kdengine._untrusted import check_regular, parse_json, shown
-from kdengine.engine.files import replacing
 
 MAX_REPEATS: Final = 256
 FREE_REPEATS: Final = 64 * 2**20

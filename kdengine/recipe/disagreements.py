@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdengine import _files as files
 from kdengine.api import Batch, Output
-from kdengine.engine import files
 from kdengine.engine.batching import find_logits, place, to_batch
 from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.layout import DISAGREEMENT_IMAGES, DISAGREEMENTS

@@ -79,15 +79,25 @@ def transform_inputs(model: nn.Module, transforms: Sequence[Bound]) -> None:
     """Let a model see its inputs through transforms, wherever it is called; its weights keep their names."""
     if not transforms:
         return
-    steps = [make() for make in transforms]
+    model.register_forward_pre_hook(_InputTransforms(transforms))
 
-    def transform(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+
+class _InputTransforms:
+    """A hook that puts a model's first input through transforms.
+
+    Attributes:
+        identity: the transforms and their arguments: a cache of the model's outputs depends on them.
+    """
+
+    def __init__(self, transforms: Sequence[Bound]) -> None:
+        self.steps = [make() for make in transforms]
+        self.identity = "; ".join(f"{make.component.qualified} {dict(make.values)!r}" for make in transforms)
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         first, *others = inputs
-        for step in steps:
+        for step in self.steps:
             first = step(first)
         return (first, *others)
-
-    model.register_forward_pre_hook(transform)
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdengine import _files as files
 from kdengine.api import CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.processes import join
-from kdengine.engine import files, layout, rundir
+from kdengine.engine import layout, rundir
 from kdengine.engine.assembly import Aligner, attached
 from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine

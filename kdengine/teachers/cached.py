@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
-import re
-import zlib
+import errno
+import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdengine import _files as files
 from kdengine._untrusted import MIB, check_own, read_json, shown
 from kdengine.api import Batch, CheckpointError, ConfigurationError
-from kdengine.api.batch import describe
+from kdengine.api.batch import describe, first_tensor
 from kdengine.api.models import call_model
 from kdengine.api.teacher import FrozenModel
+from kdengine.teachers.fingerprints import Keys, configuration_digest, input_keys, weights_digest
+from kdengine.teachers.table import Array, Found, Table
 
-FORMAT = 1
+FORMAT = 2
 _CLAIM_LIMIT = MIB
-_TABLE_NAME = re.compile(r"epoch-\d+\.([1-9]\d{0,9})\.f32", re.ASCII)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CachedTeacher(FrozenModel):
     """Serves logits from tables on the disk; the module runs only for a batch of which a row is missing.
 
-    An input is known by (epoch, index): with :func:`kdengine.loader` its random transforms are a function of just
-    that, so the cache stays right under augmentation, for any number of workers. A batch without an index (an
-    evaluation, mixup) goes to the module. Rows carry checksums: one that a crash left half written, or that was
-    damaged, is computed again.
+    Every row says by a hash which input it belongs to, and is served for that very input only: neither another seed's
+    augmentation nor a changed data set, another transform or a callback that changes inputs can get logits that are
+    not theirs. A row of another input is computed again and replaced.
 
-    A folder is written as well as read: links in it are refused, so that no other file is overwritten.
+    Inputs that never change share one table, over epochs and seeds. Where :func:`kdengine.loader` draws random
+    transforms, a function of (seed, epoch, index), there is a table for each seed and epoch. A batch without an index
+    (an evaluation, mixup) goes to the module. Rows carry checksums: one that a crash left half written, or that was
+    damaged, is computed again. Logits with a value that is not finite are never kept.
+
+    A folder is written as well as read: links in it are refused, so that no other file is overwritten. A table takes
+    its room when it is begun; where the disk has none, the module runs live, and a warning says so.
 
     Only logits are kept, in float32: a loss that asks for the teacher's features cannot use this source.
 
     Args:
         module: the frozen teacher.
-        folder: where the tables are; several runs may use one after another, with the same teacher and data.
+        folder: where the tables are; several runs may use it, with the same teacher and data.
         items: number of items of the training set.
-        per_epoch: one table for each epoch, for inputs that are augmented; False keeps a single one, for inputs that
-            never change.
+        per_epoch: tables for each seed and epoch, where inputs are augmented; False keeps a single one, for inputs that
+            never change although their data set does not say so (``random = False``).
+
+    Attributes:
+        served: rows that came from the cache.
+        computed: rows that the module computed.
+        replaced: rows of those that the cache held for another input.
 
     Raises:
-        CheckpointError: the folder holds the tables of another teacher or data set.
+        CheckpointError: the folder holds the tables of another teacher, precision or data set, or of an older version.
     """
 
     gives_features = False
@@ -59,24 +67,49 @@ class CachedTeacher(FrozenModel):
         self.folder = Path(folder)
         self.items = items
         self.per_epoch = per_epoch
-        self._table: tuple[int, Table] | None = None
+        self.served = self.computed = self.replaced = 0
+        self._claimed = False
+        self._table: tuple[str, Table] | None = None
+        self._no_room = False
 
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it; the folder is not touched before the first training batch."""
         super().place(device)
-        self._table = None
+        self._table, self._claimed, self._no_room = None, False, False
 
-    def forward(self, batch: Batch) -> Any:
-        """The cached logits of a batch, or the module's output."""
+    def forward(self, batch: Batch) -> Tensor:
+        """The cached logits of a batch, or the module's."""
         if batch.index is None or batch.epoch is None:
             return self._run(batch.inputs)
-        rows = batch.index.numpy()
-        table = self._table_of(batch.epoch if self.per_epoch else 0)
-        known = table.read(rows)
-        if known is not None:
-            return known.to(_device(batch.inputs))
-        logits = self._run(batch.inputs)
-        table.write(rows, logits)
+        index = self._positions(batch.index)
+        table = self._table_of(batch)
+        if table is None:
+            return self._run(batch.inputs).float()
+        source = batch if batch.host is None else batch.host  # hashed where it came from: nothing waits for the device
+        keys = input_keys(source.inputs, batch.size)
+        found = table.read(index, keys)
+        if found.rows is not None and found.known.all():
+            self.served += len(index)
+            return found.rows.to(_device(batch.inputs))
+        return self._compute(batch, table, index, keys, found)
+
+    def _compute(self, batch: Batch, table: Table, index: Array, keys: Keys, found: Found) -> Tensor:
+        """Run the module for a batch, and keep the rows that the table lacks."""
+        if found.strangers and not self.replaced:
+            warnings.warn(
+                f"the logits cache {self.folder} holds rows that belonged to other inputs ({found.strangers} of the "
+                f"first {len(index)} asked for): those of another data set, transform or seed, or of a callback that "
+                "changes inputs. They are not used: the teacher computes such rows again, and they are replaced",
+                stacklevel=2,
+            )
+        logits = self._run(batch.inputs).float()
+        lacking = ~found.known
+        try:
+            table.write(index[lacking], keys[lacking], logits[torch.from_numpy(lacking).to(logits.device)])
+        except OSError as error:
+            self._go_on_without(error)
+        self.computed += len(index)
+        self.replaced += found.strangers
         return logits
 
     def _run(self, inputs: Any) -> Tensor:
@@ -86,129 +119,101 @@ class CachedTeacher(FrozenModel):
             raise ConfigurationError(f"the cached teacher must return logits (B, V), its model gave {seen}")
         return logits
 
-    def _table_of(self, epoch: int) -> Table:
-        if self._table is None:
-            self._claim()
-        if self._table is None or self._table[0] != epoch:
-            self._table = (epoch, Table(self.folder / f"epoch-{epoch:05d}", self.items))
+    def _positions(self, index: Tensor) -> Array:
+        positions: Array = index.cpu().numpy()
+        if len(positions) and not (positions.min() >= 0 and positions.max() < self.items):
+            raise ConfigurationError(
+                f"the cached teacher has items={self.items}, the number of items of the training set, but a batch has "
+                f"the positions {positions.min()} to {positions.max()}"
+            )
+        return positions
+
+    def _table_of(self, batch: Batch) -> Table | None:
+        """The table of a batch; None where the disk has no room for it."""
+        stem = table_name(batch.draw if self.per_epoch else None)
+        if self._no_room or (self._table is not None and self._table[0] == stem):
+            return None if self._table is None or self._no_room else self._table[1]
+        self._table = None
+        try:
+            if not self._claimed:
+                self._claim(_device(batch.inputs))
+            self._table = (stem, Table(self.folder / stem, self.items))
+        except OSError as error:
+            self._go_on_without(error)
+            return None
         return self._table[1]
 
-    def _claim(self) -> None:
+    def _go_on_without(self, error: OSError) -> None:
+        """Let the module run live from here on, where the disk is full; any other error is raised."""
+        if error.errno not in _NO_ROOM:
+            raise error
+        self._no_room = True
+        warnings.warn(
+            f"the logits cache cannot be written ({error}); the teacher computes what it lacks, at every epoch",
+            stacklevel=2,
+        )
+
+    def _claim(self, device: torch.device) -> None:
         """Note whose tables the folder holds, or refuse those of another teacher or data set."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(self.folder)
         facts = {
             "format": FORMAT,
             "items": self.items,
-            "per_epoch": self.per_epoch,
-            "teacher": digest(self.module),
+            "teacher": weights_digest(self.module),
+            "configuration": configuration_digest(getattr(self.module, "_orig_mod", self.module)),
+            "precision": _precision(device),
         }
         claim(self.folder / "cache.json", facts)
+        self._claimed = True
 
 
-class Table:
-    """One table of logits: ``(N, V)`` float32 and, per row, the CRC-32 of its bytes (0 for an absent row).
+def table_name(draw: tuple[int | None, int] | None) -> str:
+    """Name the table of the inputs of one draw.
 
-    Args:
-        stem: path without suffix; the files are ``stem.crc`` and ``stem.V.f32``.
-        items: N.
+    >>> table_name(None), table_name((3, 0)), table_name((None, 0))
+    ('inputs', 'seed-3-epoch-00000', 'epoch-00000')
     """
-
-    def __init__(self, stem: Path, items: int) -> None:
-        self.stem = stem
-        self.items = items
-        self._sums = _map(stem.with_suffix(".crc"), np.uint32, (items,))
-        self._rows: np.memmap[Any, np.dtype[np.float32]] | None = None
-        found = sorted(stem.parent.glob(f"{stem.name}.*.f32"))
-        if found:
-            self._open(_classes_of(found[0]))
-
-    def _open(self, classes: int) -> np.memmap[Any, np.dtype[np.float32]]:
-        self._rows = _map(self.stem.with_name(f"{self.stem.name}.{classes}.f32"), np.float32, (self.items, classes))
-        return self._rows
-
-    def read(self, index: np.ndarray[Any, Any]) -> Tensor | None:
-        """The rows of a batch; None when any is absent or damaged."""
-        if self._rows is None or not self._sums[index].all():
-            return None
-        rows = np.ascontiguousarray(self._rows[index])
-        intact = all(checksum(row) == stored for row, stored in zip(rows, self._sums[index], strict=True))
-        return torch.from_numpy(rows) if intact else None
-
-    def write(self, index: np.ndarray[Any, Any], logits: Tensor) -> None:
-        """Keep the rows of a batch; the checksum comes after the row."""
-        values = logits.detach().to("cpu", torch.float32).contiguous().numpy()
-        rows = self._open(values.shape[1]) if self._rows is None else self._rows
-        if rows.shape[1] != values.shape[1]:
-            raise CheckpointError(
-                f"{rows.filename} holds logits of {rows.shape[1]} classes, the teacher gives {values.shape[1]}; "
-                "remove the cache folder to start over"
-            )
-        rows[index] = values
-        self._sums[index] = [checksum(row) for row in values]
-
-
-def checksum(row: np.ndarray[Any, Any]) -> int:
-    """CRC-32 of a row's bytes; never 0, which marks an absent row."""
-    return zlib.crc32(row.tobytes()) or 1
-
-
-def _map(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """A file as an array, made with zeros when it is new; a file of another size is refused."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    _check_own(path)
-    with path.open("ab") as file:
-        present = file.tell()
-        if present == 0:
-            os.truncate(path, size)
-        elif present != size:
-            raise CheckpointError(f"{path} has {present} bytes, expected {size}; remove the cache folder to start over")
-    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
-
-
-def _classes_of(path: Path) -> int:
-    """The number of classes that a table's name tells."""
-    match = _TABLE_NAME.fullmatch(path.name)
-    if match is None:
-        raise CheckpointError(f"{path} is no table of logits; remove the cache folder to start over")
-    return int(match[1])
-
-
-def _check_own(path: Path) -> None:
-    try:
-        check_own(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}; remove the cache folder to start over") from error
+    if draw is None:
+        return "inputs"
+    seed, epoch = draw
+    return f"epoch-{epoch:05d}" if seed is None else f"seed-{seed}-epoch-{epoch:05d}"
 
 
 def claim(path: Path, facts: dict[str, Any]) -> None:
     """Note whose cache a folder is, or refuse one that is another's."""
-    _check_own(path)
     try:
+        check_own(path)
         stored = read_json(path, _CLAIM_LIMIT)
     except FileNotFoundError:
-        path.write_text(json.dumps(facts), encoding="utf-8")
+        files.write_json(path, facts)
         return
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove the cache folder to start over") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} is damaged: expected an object; remove the cache folder to start over")
+    if stored.get("format") != facts["format"]:
+        raise CheckpointError(
+            f"{path.parent} holds logits in format {shown(stored.get('format'))}, expected {facts['format']}, whose "
+            "rows say which input they belong to; remove the folder, and the teacher fills it again"
+        )
     if stored != facts:
         changed = [
             f"{key} was {shown(stored.get(key))}, is {facts[key]!r}" for key in facts if stored.get(key) != facts[key]
         ]
-        raise CheckpointError(f"{path.parent} is the cache of another teacher or data set: {'; '.join(changed)}")
+        raise CheckpointError(
+            f"{path.parent} is the cache of another teacher or data set: {'; '.join(changed)}; choose another folder, "
+            "or remove this one to start over"
+        )
 
 
-def digest(module: nn.Module) -> str:
-    """A hash of a module's parameters and buffers."""
-    state = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return state.hexdigest()[:32]
+def _precision(device: torch.device) -> str:
+    """How the module computes."""
+    if not torch.is_autocast_enabled(device.type):
+        return "as its parameters"
+    return f"autocast {str(torch.get_autocast_dtype(device.type)).removeprefix('torch.')}"
 
 
 def _device(inputs: Any) -> torch.device:
-    tensor = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-    return tensor.device if isinstance(tensor, Tensor) else torch.device("cpu")
+    tensor = first_tensor(inputs)
+    return torch.device("cpu") if tensor is None else tensor.device

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import kdengine
+from kdengine import _files as files
 from kdengine.api.errors import CheckpointError
-from kdengine.engine import checkpoint, files
+from kdengine.engine import checkpoint
 from kdengine.engine.codec import UnsupportedState
 
 resource = pytest.importorskip("resource")
@@ -377,7 +378,8 @@ KILLER = """
     import os, random, signal, sys, time
     from pathlib import Path
     import torch
-    from kdengine.engine import checkpoint, files
+    from kdengine import _files as files
+    from kdengine.engine import checkpoint
 
     torch.set_num_threads(1)
     directory, rounds = Path(sys.argv[1]), int(sys.argv[2])

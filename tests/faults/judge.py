@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kdengine import _files as files
 from kdengine.api import CheckpointError
-from kdengine.engine import checkpoint, files
+from kdengine.engine import checkpoint
 from tests.faults.launcher import Ending
 from tests.faults.reference import RUN, Reference, contents
 from tests.faults.shim import Call, Fault, Mode

@@ -110,8 +110,8 @@ def test_each_has_its_own_checkpoint_inputs_dtype_and_cache(plan_of, carry_out, 
     assert summary["teacher"]["parameters"] == 2410 + 1210
     assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == [
         "cache.json",
-        "epoch-00000.10.f32",
-        "epoch-00000.crc",
+        "inputs.10.f32",
+        "inputs.rows",
     ]
 
 

@@ -319,7 +319,7 @@ def cached(folder):
 
 
 @pytest.mark.parametrize("make", [fifo, device, directory])
-@pytest.mark.parametrize("name", ["cache.json", "epoch-00000.crc", "epoch-00000.5.f32"])
+@pytest.mark.parametrize("name", ["cache.json", "inputs.rows", "inputs.5.f32"])
 def test_what_is_no_file_of_a_cache_is_told_at_once(tmp_path, make, name):
     cached(tmp_path / "cache")
     make(tmp_path / "cache" / name)
@@ -330,17 +330,17 @@ def test_what_is_no_file_of_a_cache_is_told_at_once(tmp_path, make, name):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("epoch-00000.x.f32", "no table of logits"),
-        ("epoch-00000.0.f32", "no table of logits"),
-        ("epoch-00000.-1.f32", "no table of logits"),
-        ("epoch-00000.4.f32", "holds logits of 4 classes, the teacher gives 5"),
-        ("epoch-00000.4000000000.f32", "has 512 bytes, expected 512000000000"),
-        ("epoch-00000." + "9" * 200 + ".f32", "no table of logits"),
+        ("inputs.x.f32", "no table of logits"),
+        ("inputs.0.f32", "no table of logits"),
+        ("inputs.-1.f32", "no table of logits"),
+        ("inputs.4.f32", "holds logits of 4 classes, the teacher gives 5"),
+        ("inputs.4000000000.f32", "has 512 bytes, expected 512000000000"),
+        ("inputs." + "9" * 200 + ".f32", "no table of logits"),
     ],
 )
 def test_a_table_whose_name_lies_is_told(tmp_path, name, said):
     cached(tmp_path / "cache")
-    (tmp_path / "cache" / "epoch-00000.5.f32").unlink()
+    (tmp_path / "cache" / "inputs.5.f32").unlink()
     (tmp_path / "cache" / name).write_bytes(bytes(32 * 4 * 4))
     with pytest.raises(kdengine.CheckpointError, match=said):
         cached(tmp_path / "cache")
@@ -356,7 +356,7 @@ def test_a_claim_that_is_none_is_told(tmp_path, text):
 
 def test_objects_in_the_place_of_rows_are_only_bytes(tmp_path):
     cached(tmp_path / "cache")
-    table = tmp_path / "cache" / "epoch-00000.5.f32"
+    table = tmp_path / "cache" / "inputs.5.f32"
     size = table.stat().st_size
     table.write_bytes(pickle.dumps([0.5] * 50).ljust(size, b"\0")[:size])
     cached(tmp_path / "cache")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kdengine import _files as files
 from kdengine._version import __version__
 from kdengine.api import ConfigurationError
 from kdengine.cli.report import charts, compare, tables
@@ -15,7 +16,6 @@ from kdengine.cli.report.headline import headline, outcome
 from kdengine.cli.report.images import Sample, read_samples
 from kdengine.cli.report.reading import Report, read_run
 from kdengine.cli.report.recipe import differences, highlighted
-from kdengine.engine import files
 from kdengine.engine.layout import REPORT
 
 TEMPLATES = Path(__file__).parent.parent / "templates"

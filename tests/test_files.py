@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from kdengine.engine import files
+from kdengine import _files as files
 
 resource = pytest.importorskip("resource")
 

@@ -4,6 +4,7 @@ Everything is made under a temporary directory beside its target, flushed to the
 temporaries carry the process that made them in their names, so that `sweep` can tell a dead run's from a live one's.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from kdengine.api.processes import is_running
+from kdengine._processes import is_running
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 REPLACED_PREFIX: Final = ".replaced-"
+_CHUNK: Final = 2**20
 _ABANDONED_AFTER_SECONDS: Final = 24 * 3600.0
 _HOST: Final = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _open_temporaries: set[Path] = set()
@@ -99,6 +101,65 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(temporary)
         temporary.replace(path)
         flush_directory(path.parent)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file of zeros, with its room on the disk taken, so that a memory map of it never finds the disk full.
+
+    Of several processes that make the same file at once, one does; a file that is there gets the room that it lacks.
+
+    Args:
+        path: the file. Its directory must exist.
+        size: its bytes.
+
+    Raises:
+        ValueError: it is there, and of another size.
+        OSError: as `write_bytes`.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "table"
+    >>> allocate(path, 8)
+    >>> path.read_bytes() == bytes(8)
+    True
+    """
+    with _naming(path):
+        if not path.exists():
+            with _temporary_directory(path.parent, path.name) as directory:
+                temporary = directory / path.name
+                temporary.touch()
+                _take_room(temporary, size, new=True)
+                _name_if_new(temporary, path)
+            flush_directory(path.parent)
+        elif path.stat().st_size != size:
+            raise ValueError(f"has {path.stat().st_size} bytes, expected {size}")
+        else:
+            _take_room(path, size, new=False)
+
+
+def _take_room(path: Path, size: int, *, new: bool) -> None:
+    """Let the file system reserve a file's blocks; where it cannot, write them."""
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                return os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+        if new:
+            zeros = bytes(min(size, _CHUNK))
+            for start in range(0, size, _CHUNK):
+                file.write(zeros[: size - start])
+
+
+def _name_if_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless another process has given it to one of its own meanwhile."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        pass
+    except (OSError, NotImplementedError):  # a file system without hard links
+        if not path.exists():
+            temporary.rename(path)
 
 
 @contextmanager
