@@ -30,6 +30,9 @@ PROJECT = "kdengine"
 HOOK_VERSION = 1
 """Version of the hooks in this module; a plugin declares it as ``kdengine_hook_version = 1``."""
 
+PASSES = "kdengine_passes"
+"""Attribute of a plugin: the class of exceptions, or a tuple of them, that its hooks raise on purpose."""
+
 Components: TypeAlias = Mapping[str, Callable[..., Any] | str]
 """Name of a component -> its class or factory, or ``"module:attribute"``, imported when it is used."""
 

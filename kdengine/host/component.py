@@ -10,7 +10,7 @@ from functools import reduce
 from typing import Any
 
 from kdengine.api.errors import PluginError
-from kdengine.host.plugin import Plugin
+from kdengine.host.plugin import Plugin, describe_failure
 from kdengine.host.registry import Implementation
 
 _ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -61,8 +61,8 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             value = reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except Exception as error:
-            raise self._failure(f"{type(error).__name__}: {error}{advise(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise self._failure(f"{describe_failure(error)}{advise(error)}") from error
         if not callable(value):
             raise self._failure(f"it is a {type(value).__name__}; expected a class or a function")
         return value
@@ -75,7 +75,7 @@ class Component:
         )
 
 
-def advise(error: Exception) -> str:
+def advise(error: BaseException) -> str:
     """How to install the optional package whose absence an import error reports, or nothing."""
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     known = isinstance(error, ModuleNotFoundError) and missing in _INSTALL
@@ -92,9 +92,9 @@ def contributed(implementation: Implementation) -> list[Component]:
     try:
         offered = implementation.function()
         problems = list(find_problems(offered))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{plugin.title} failed in {hook}: {type(error).__name__}: {error}", plugin=plugin.name, hook=hook
+            f"{plugin.title} failed in {hook}: {describe_failure(error)}", plugin=plugin.name, hook=hook
         ) from error
     if problems:
         raise PluginError(f"{plugin.title}: {hook} returned {'; '.join(problems)}", plugin=plugin.name, hook=hook)

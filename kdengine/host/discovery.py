@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, packages_distributions
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +18,8 @@ from packaging.version import InvalidVersion
 from kdengine.api.errors import ConfigurationError, PluginError, nearest
 from kdengine.api.hooks import PROJECT
 from kdengine.host.files import load_file
-from kdengine.host.plugin import Plugin, check_name
+from kdengine.host.held import held
+from kdengine.host.plugin import Plugin, check_name, describe_failure
 
 DISABLE_AUTOLOAD = "KDENGINE_DISABLE_PLUGIN_AUTOLOAD"
 
@@ -59,10 +60,10 @@ class Installed:
             raise PluginError(f"two distributions install {claims}; uninstall one of them", plugin=plugin.name)
         try:
             check_name(plugin.name, f"the entry point of {plugin.distribution} {plugin.version}")
-            return replace(plugin, target=points[0].load())
-        except Exception as error:
+            return replace(plugin, target=held(points[0].load()))
+        except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{plugin.title} cannot be imported: {type(error).__name__}: {error}", plugin=plugin.name
+                f"{plugin.title} cannot be imported: {describe_failure(error)}", plugin=plugin.name
             ) from error
 
     def require(self, text: str) -> Plugin:
@@ -94,6 +95,8 @@ class Installed:
         ]
         if offered:
             return f"no plugin is named {name!r}; the distribution of that name installs {', '.join(offered)}"
+        if (declared := explain_undeclared(name)) is not None:
+            return declared
         return (
             f"plugin {name!r} is not installed; {nearest(name, self.names())}. Install it (pip install {name}, or "
             f"the distribution that provides it), or give a file: '{name}.py'"
@@ -102,6 +105,30 @@ class Installed:
     def owner(self, module: str) -> Plugin | None:
         """The installed plugin whose entry point is the module of this name, or None."""
         return next((plugin for plugin in self if plugin.source == module), None)
+
+
+def explain_undeclared(name: str) -> str | None:
+    """What is missing from an installed distribution, or importable module, that declares no plugin; None for neither.
+
+    >>> print(explain_undeclared("pluggy"))
+    the distribution pluggy ... is installed, but declares no entry point in the group 'kdengine'; ...
+    """
+    wanted = f'[project.entry-points.{PROJECT}] with a line such as {name} = "module" in its pyproject.toml'
+    try:
+        found = distribution(name)
+    except (PackageNotFoundError, ValueError):
+        if name.isidentifier() and name in packages_distributions():
+            return (
+                f"no installed distribution declares {name!r} as a plugin, though a module of that name is installed; "
+                f"a plugin needs {wanted}"
+            )
+        return None
+    groups = {point.group for point in found.entry_points if point.group != PROJECT and PROJECT in point.group}
+    other = f" (there are some in {', '.join(map(repr, sorted(groups)))})" if groups else ""
+    return (
+        f"the distribution {found.name} {found.version} is installed, but declares no entry point in the group "
+        f"{PROJECT!r}{other}; it needs {wanted}, and to be installed again after that"
+    )
 
 
 def describe_point(point: EntryPoint) -> Plugin:
@@ -138,8 +165,9 @@ def resolve(item: object, installed: Installed) -> Plugin:
     if isinstance(item, str | Path):
         path = Path(item)
         module, version = load_file(path)
-        name = check_name(getattr(module, "kdengine_name", path.stem), f"file {str(path)!r}")
-        return Plugin(name, "file", str(path), module, version=version)
+        target = held(module)
+        named = getattr(target, "kdengine_name", getattr(module, "kdengine_name", path.stem))
+        return Plugin(check_name(named, f"file {str(path)!r}"), "file", str(path), target, version=version)
     return resolve_object(item, installed)
 
 
@@ -163,10 +191,8 @@ def resolve_dotted(text: str, installed: Installed) -> Plugin:
         raise PluginError(f"plugin {text!r} cannot be imported: {error}", plugin=text) from error
     except (ConfigurationError, PluginError):
         raise
-    except Exception as error:
-        raise PluginError(
-            f"plugin {text!r} cannot be imported: {type(error).__name__}: {error}", plugin=text
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"plugin {text!r} cannot be imported: {describe_failure(error)}", plugin=text) from error
 
 
 def resolve_object(target: object, installed: Installed) -> Plugin:
@@ -181,10 +207,11 @@ def resolve_object(target: object, installed: Installed) -> Plugin:
     if isinstance(target, ModuleType):
         known = installed.owner(target.__name__)
         if known is not None:
-            return replace(known, target=target)
+            return replace(known, target=held(target))
         source, default = target.__name__, target.__name__.rpartition(".")[2]
     else:
         kind = type(target)
         source, default = f"{kind.__module__}.{kind.__qualname__}", kind.__name__.lower()
-    name = check_name(getattr(target, "kdengine_name", default), source)
-    return Plugin(name, "object", source, target, version=version if isinstance(version, str) else None)
+    plugin = held(target)
+    name = check_name(getattr(plugin, "kdengine_name", getattr(target, "kdengine_name", default)), source)
+    return Plugin(name, "object", source, plugin, version=version if isinstance(version, str) else None)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from kdengine.api.batch import Batch, Output, describe
 from kdengine.api.contexts import Decision
 from kdengine.api.errors import PluginError
-from kdengine.api.hooks import CALLBACKS
+from kdengine.api.hooks import CALLBACKS, PASSES
 from kdengine.host.registry import Implementation
 
 Role: TypeAlias = Literal["contributor", "observer", "controller"]
@@ -262,9 +262,11 @@ def fail(implementation: Implementation, context: Any, error: Exception) -> NoRe
     """Attribute an exception to its plugin.
 
     Raises:
-        PluginError: always, with the original as its cause.
+        PluginError: with the original as its cause; what the plugin names in ``kdengine_passes`` is raised as it is.
     """
     plugin, hook = implementation.plugin, implementation.hook
+    if isinstance(error, getattr(plugin.target, PASSES, ())):
+        raise error
     step = getattr(context, "step", None)
     at = "" if step is None else f" at step {step}"
     raise PluginError(

@@ -19,8 +19,10 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from kdengine._paths import expanded
 from kdengine.api.errors import ConfigurationError, PluginError, nearest
-from kdengine.host.plugin import Plugin
+from kdengine.host import neighbours
+from kdengine.host.plugin import Plugin, describe_failure
 
 __path__: list[str] = []
 
@@ -28,28 +30,44 @@ _TABLE = "_KDENGINE_PLUGIN_FILES"
 
 
 def load_file(path: Path) -> tuple[ModuleType, str]:
-    """Import a plugin file; one that has changed since the last time is imported anew.
+    """Import a plugin file; one that has changed since the last time is imported anew, with its neighbours.
 
     Returns:
-        the module and its version, ``sha256:`` and the first digits of the file's hash.
+        the module and its version, ``sha256:`` and the first digits of the hash of the file and its neighbours.
 
     Raises:
         ConfigurationError: there is no such file.
         PluginError: it cannot be imported; a syntax error is shown with its line.
     """
-    file = path.expanduser().resolve()
+    file = find_file(path)
+    beside = neighbours.imported_neighbours(file)
+    name = f"{__name__}.{register(file)}"
+    version = neighbours.version_of(file, beside)
+    module = sys.modules.get(name)
+    if module is None or module.__dict__.get("kdengine_file_version") != version:
+        sys.modules.pop(name, None)
+        neighbours.make_importable(file, beside, path.stem)
+        module = import_file(name, path)
+        module.__dict__["kdengine_file_version"] = version
+    return module, version
+
+
+def find_file(path: Path) -> Path:
+    """The plugin file of a path, with its links followed.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    file = expanded(path).resolve()
+    if file.is_dir():
+        inside = sorted(item.name for item in file.glob("*.py"))
+        named = f"name a file in it ({', '.join(inside[:5])})" if inside else "it holds no Python file"
+        raise ConfigurationError(f"plugin file {str(path)!r} is a folder: {named}, or give the module's dotted name")
     if not file.is_file():
         siblings = sorted(item.name for item in file.parent.glob("*.py")) if file.parent.is_dir() else []
         hint = f"; {nearest(file.name, siblings)}" if siblings else ""
         raise ConfigurationError(f"plugin file {str(path)!r} does not exist in {str(Path.cwd())!r}{hint}")
-    name = f"{__name__}.{register(file)}"
-    version = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    module = sys.modules.get(name)
-    if module is None or module.__dict__.get("kdengine_file_version") != version:
-        sys.modules.pop(name, None)
-        module = import_file(name, path)
-        module.__dict__["kdengine_file_version"] = version
-    return module, version
+    return file
 
 
 def import_file(name: str, path: Path) -> ModuleType:
@@ -58,14 +76,20 @@ def import_file(name: str, path: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except SyntaxError as error:
+        where = f" in {error.filename}, line {error.lineno}" if error.lineno else ""
+        raise PluginError(f"{plugin.title} has a syntax error{where}: {error.msg}", plugin=plugin.name) from error
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{plugin.title} has a syntax error in {error.filename}, line {error.lineno}: {error.msg}",
+            f"{plugin.title} cannot be imported: {describe_failure(error)}{explain_relative(error)}",
             plugin=plugin.name,
         ) from error
-    except Exception as error:
-        raise PluginError(
-            f"{plugin.title} cannot be imported: {type(error).__name__}: {error}", plugin=plugin.name
-        ) from error
+
+
+def explain_relative(error: BaseException) -> str:
+    """What to write where a file imports its neighbour as if it were in a package, or nothing."""
+    missing = getattr(error, "name", None) or ""
+    relative = isinstance(error, ImportError) and (missing == __name__ or missing.startswith(f"{__name__}."))
+    return "; a plugin file is in no package: import its neighbour without the leading dot" if relative else ""
 
 
 def register(file: Path) -> str:

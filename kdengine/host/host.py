@@ -16,6 +16,7 @@ from kdengine.host import builtins
 from kdengine.host.component import Component
 from kdengine.host.discovery import Installed, autoload_enabled, resolve
 from kdengine.host.dispatch import PREFIX, Dispatch
+from kdengine.host.held import has_hooks
 from kdengine.host.lookup import Catalogue
 from kdengine.host.plugin import BUILTIN, Plugin
 from kdengine.host.registry import Implementation, Registry
@@ -91,7 +92,10 @@ class Host:
             raise ConfigurationError(f"{plugin.title} is named among the plugins and switched off; do one of the two")
         if plugin.origin != "installed" and plugin.name in self._installed:
             self._warn(f"{plugin.title} hides the installed plugin of that name")
-        return self._registry.add(replace(plugin, acting=True))
+        added = self._registry.add(replace(plugin, acting=True))
+        if not has_hooks(added.target):
+            self._warn(f"{plugin.title} has no hooks: nothing of it will ever be called")
+        return added
 
     def _check_disabled(self) -> None:
         """Refuse to switch builtins off, and warn about names that nobody has."""

@@ -62,6 +62,18 @@ class Plugin:
         return f"builtin ({where})" if self.origin == BUILTIN else f"plugin {self.name!r} ({where})"
 
 
+def describe_failure(error: BaseException) -> str:
+    """Say why a plugin's code failed; one that ends the process is told what it must not do.
+
+    >>> describe_failure(ValueError("no"))
+    'ValueError: no'
+    """
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)
+        return f"it calls sys.exit({code}); keep what ends the process behind if __name__ == '__main__'"
+    return f"{type(error).__name__}: {error}"
+
+
 def check_name(name: object, source: str) -> str:
     """Return ``name`` when a plugin may have it; ``plugin:component`` must stay readable.
 

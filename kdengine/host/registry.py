@@ -11,8 +11,9 @@ import pluggy
 
 from kdengine.api.errors import ConfigurationError
 from kdengine.api.hooks import PROJECT, HookSpecs
+from kdengine.host.markers import HOOKS, marker
 from kdengine.host.plugin import Plugin
-from kdengine.host.validation import HOOKS, marker, priority, validate
+from kdengine.host.validation import priority, validate
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,10 @@ from typing import Any
 
 from kdengine._version import __version__
 from kdengine.api.errors import PluginError, nearest
-from kdengine.api.hooks import CALLBACKS, CONTRIBUTIONS, HOOK_VERSION, PRIORITY, PROJECT
+from kdengine.api.hooks import CALLBACKS, HOOK_VERSION, PASSES, PRIORITY
+from kdengine.host.held import find_uncalled
+from kdengine.host.markers import FUNCTIONS, HOOKS, MARKER, marker
 from kdengine.host.plugin import Plugin
-
-HOOKS = frozenset(CONTRIBUTIONS + CALLBACKS)
-_MARKER = f"{PROJECT}_impl"
-_FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod)
 
 
 def validate(plugin: Plugin) -> None:
@@ -41,6 +39,9 @@ def find_problems(plugin: Plugin) -> Iterator[str]:
         return  # its hooks are those of another version: judging them by ours would mislead
     for name in dir(target):
         yield from check_attribute(target, name)
+    yield from check_passes(getattr(target, PASSES, ()))
+    if plugin.acting:
+        yield from find_uncalled(target)
     for there, missing in (("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")):
         if callable(getattr(target, there, None)) and not callable(getattr(target, missing, None)):
             yield f"it has {there}, but no {missing}; a checkpoint needs both"
@@ -66,6 +67,13 @@ def check_version(plugin: Plugin, version: object) -> Iterator[str]:
         )
 
 
+def check_passes(passes: object) -> Iterator[str]:
+    """What a plugin lets through must be classes of exceptions, or no exception could be compared with it."""
+    for kind in passes if isinstance(passes, tuple) else (passes,):
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            yield f"{PASSES} holds {kind!r}; expected a class of exceptions, or a tuple of them"
+
+
 def check_attribute(target: object, name: str) -> Iterator[str]:
     """The problems of one attribute; properties and other descriptors are not evaluated."""
     value = inspect.getattr_static(target, name, None)
@@ -74,9 +82,9 @@ def check_attribute(target: object, name: str) -> Iterator[str]:
         yield from check_unmarked(name, value)
     elif name not in HOOKS:
         yield f"{name} is no hook of kdengine; {nearest(name, HOOKS)}"
-    elif not isinstance(value, _FUNCTIONS):
+    elif not isinstance(value, FUNCTIONS):
         yield f"{name} is a {type(value).__name__}; a hook must be a function or a method"
-    elif getattr(getattr(value, "__func__", value), _MARKER, None) is None:
+    elif getattr(getattr(value, "__func__", value), MARKER, None) is None:
         yield f"{name} has @{type(value).__name__} below @kdengine.hookimpl; write it above"
     else:
         yield from check_options(name, options, priority(target, name))
@@ -85,7 +93,7 @@ def check_attribute(target: object, name: str) -> Iterator[str]:
 
 def check_unmarked(name: str, value: object) -> Iterator[str]:
     """A function that was meant to be a hook and would never be called."""
-    if not callable(value) and not isinstance(value, _FUNCTIONS):
+    if not callable(value) and not isinstance(value, FUNCTIONS):
         return
     if name in HOOKS:
         yield f"{name} has a hook's name but is not marked; add @kdengine.hookimpl"
@@ -128,17 +136,6 @@ def forgot_self(function: Any) -> bool:
         return False
     names = list(inspect.signature(function.__func__).parameters)
     return not names or names[0] == "context"
-
-
-def marker(value: object) -> dict[str, Any] | None:
-    """The options that a hookimpl marker left on a function, or None."""
-    if isinstance(value, type) or not (isinstance(value, _FUNCTIONS) or callable(value)):
-        return None
-    for holder in (value, getattr(value, "__func__", None)):
-        options = inspect.getattr_static(holder, _MARKER, None) if holder is not None else None
-        if isinstance(options, dict):
-            return options
-    return None
 
 
 def priority(target: object, name: str) -> Any:

@@ -65,14 +65,16 @@ def test_every_hook_is_named_in_a_test(name):
     assert any(mentions.search(path.read_text(encoding="utf-8")) for path in tests)
 
 
-def test_the_examples_run():
+def test_the_examples_run(tmp_path):
     examples = [block for block in blocks(REFERENCE) if block.language == "python"]
-    assert len(examples) == 4
+    assert len(examples) == 5
     for block in examples:
         namespace = {}
         run_python(block, REFERENCE, namespace)
         if "plugin" in namespace:
-            result = tiny_run(plugins=[namespace["plugin"]]).result
-            assert result.steps == (3 if "Budget" in namespace else 4)
+            file = tmp_path / f"{type(namespace['plugin']).__name__}.py"
+            file.write_text(block.text, encoding="utf-8")
+            for plugin in (namespace["plugin"], str(file)):
+                assert tiny_run(plugins=[plugin]).result.steps == (3 if "Budget" in namespace else 4)
         else:
             assert "kdengine_loggers" in namespace
