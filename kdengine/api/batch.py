@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from kdengine.api.errors import ConfigurationError
+from kdengine.api.structure import count_items as count_items
+from kdengine.api.structure import describe as describe
+from kdengine.api.structure import first_tensor as first_tensor
+from kdengine.api.structure import map_tensors
 
 
 class Output:
@@ -90,11 +95,39 @@ class Batch:
             its items never change, and outside of training.
         host: the batch on the host that this one is a copy of on an accelerator, or None.
         mask: ``(B,)`` bool, False for an item that takes part in nothing (padding); None when all take part.
+        weights: how much each item counts in the losses, ``(B,)`` and not negative; None when all count alike. Every
+            term becomes the weighted mean ``sum(weight * value) / sum(weight)`` over the items of an optimizer step:
+            weights of 0 and 1 give the mean over the items that count, and equal weights change nothing. Metrics do
+            not look at them.
+        size: number of items.
         student: the student's output; set before losses run.
         teacher: the teacher's output; set before losses run when a loss or metric needs a teacher.
+
+    Args:
+        inputs: a tensor, or a mapping or sequence with tensors.
+        labels: the targets.
+        index: positions in the data set.
+        mask: which items take part.
+        weights: how much each item counts.
+        size: number of items; by default the first dimension of the first tensor in ``inputs``.
+
+    Raises:
+        ConfigurationError: the items cannot be counted, or index, mask or weights are not of as many items.
     """
 
-    __slots__ = ("_student", "_teacher", "draw", "epoch", "host", "index", "inputs", "labels", "mask", "size")
+    __slots__ = (
+        "_student",
+        "_teacher",
+        "draw",
+        "epoch",
+        "host",
+        "index",
+        "inputs",
+        "labels",
+        "mask",
+        "size",
+        "weights",
+    )
 
     def __init__(
         self,
@@ -103,6 +136,7 @@ class Batch:
         index: Tensor | None = None,
         mask: Tensor | None = None,
         *,
+        weights: Tensor | None = None,
         size: int | None = None,
     ) -> None:
         self.inputs = inputs
@@ -112,9 +146,41 @@ class Batch:
         self.draw: tuple[int | None, int] | None = None
         self.host: Batch | None = None
         self.mask = mask
+        self.weights = weights
         self.size = count_items(inputs) if size is None else size
         self._student: Output | None = None
         self._teacher: Output | None = None
+        if not (index is None and mask is None and weights is None):
+            _check_rows(self)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; every other field, and the outputs, are those of this batch.
+
+        A batch hook or transform that makes its batch with this loses nothing.
+
+        Args:
+            **changes: new values by the names of the attributes.
+
+        Raises:
+            TypeError: a name is none of theirs.
+
+        Example:
+            >>> batch = Batch(torch.zeros(2, 3), torch.tensor([0, 1]))
+            >>> batch.replace(inputs=torch.ones(2, 3)).labels
+            tensor([0, 1])
+        """
+        made = copy.copy(self)
+        for name, value in changes.items():
+            if name.startswith("_") or not hasattr(type(self), name):
+                raise TypeError(f"Batch.replace() got {name!r}, which is no attribute of a batch")
+            setattr(made, name, value)
+        if changes.keys() & {"index", "mask", "weights", "size"}:
+            _check_rows(made)
+        return made
+
+    def without_outputs(self) -> Self:
+        """A copy as it is before the models run."""
+        return self.replace(student=None, teacher=None)
 
     @property
     def student(self) -> Output:
@@ -157,46 +223,27 @@ class Batch:
             items: their positions, ``(N,)`` int64.
         """
 
-        def pick(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.index_select(0, items.to(value.device, non_blocking=True))
+        def pick(value: Tensor) -> Tensor:
+            return value.index_select(0, items.to(value.device, non_blocking=True))
 
-        taken = Batch(self.inputs, pick(self.labels), pick(self.index), pick(self.mask), size=len(items))
-        taken.epoch, taken.draw = self.epoch, self.draw
-        taken.student = self.student.take(items)
-        if self.has_teacher:
-            taken.teacher = self.teacher.take(items)
-        return taken
-
-
-def count_items(inputs: Any) -> int:
-    """Number of items in a batch: the first dimension of the first tensor found in ``inputs``."""
-    tensor = inputs if isinstance(inputs, Tensor) else first_tensor(inputs)
-    if tensor is None or tensor.ndim == 0:
-        raise ConfigurationError(
-            f"cannot count the items of a batch whose inputs are {describe(inputs)}: expected a tensor, or a "
-            "mapping or sequence with a tensor, whose first dimension is the batch. Pass Engine(batch=fn)"
+        per_item = {name: map_tensors(pick, getattr(self, name)) for name in ("labels", "index", "mask", "weights")}
+        return self.replace(
+            **per_item,
+            size=len(items),
+            host=None,
+            student=self.student.take(items),
+            teacher=self.teacher.take(items) if self.has_teacher else None,
         )
-    return tensor.size(0)
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor with a batch dimension inside nested mappings and sequences, or None."""
-    if isinstance(value, Tensor):
-        return value if value.ndim else None
-    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((found for item in values if (found := first_tensor(item)) is not None), None)
-
-
-def describe(value: Any) -> str:
-    """A value's type and fields in a few words, for error messages.
-
-    >>> describe({"a": 1})
-    "a dict with keys ['a']"
-    """
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {list(value)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}: {[type(item).__name__ for item in value]}"
-    return f"a {type(value).__name__} with fields {sorted(vars(value)) if hasattr(value, '__dict__') else []}"
+def _check_rows(batch: Batch) -> None:
+    """Refuse an index, mask or weights that are not those of the batch's items."""
+    for name in ("index", "mask", "weights"):
+        given = getattr(batch, name)
+        if given is None:
+            continue
+        if not isinstance(given, Tensor) or given.shape[:1] != (batch.size,) or (name == "weights" and given.ndim > 1):
+            raise ConfigurationError(
+                f"a batch of {batch.size} items got {name} that are {describe(given)}; expected a tensor "
+                f"({batch.size},), one value for each item"
+            )

@@ -50,7 +50,8 @@ class Loss(nn.Module):
 
     A loss of ``scope = "item"`` implements :meth:`per_item`; the engine alone reduces: each term becomes
     ``sum(weight * value) / D`` where D is the number of the term's valid items over all micro-batches of the
-    optimizer step, so any split of the batch gives the same gradient. A relational loss declares
+    optimizer step (the sum of their ``batch.weights``, which weigh the values too, where a batch has them), so any
+    split of the batch gives the same gradient. A relational loss declares
     ``scope = "batch"`` and implements :meth:`value`; micro-batches are then combined by their item counts, and a
     split does change the result.
 
@@ -182,11 +183,9 @@ def silence(batch: Batch, weights: Sequence[Weight]) -> Batch:
         live = own if live is None else live | own
     if live is None:
         return batch
-    quiet = Batch(batch.inputs, batch.labels, batch.index, batch.mask, size=batch.size)
-    quiet.student = batch.student.select(live)
-    if batch.has_teacher:
-        quiet.teacher = batch.teacher.select(live)
-    return quiet
+    return batch.replace(
+        student=batch.student.select(live), teacher=batch.teacher.select(live) if batch.has_teacher else None
+    )
 
 
 class CallableLoss(Loss):

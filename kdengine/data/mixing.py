@@ -47,12 +47,14 @@ class Mixing(BatchTransform):
                 f"got {describe(inputs)}; leave the transform out, or bring a batch transform for these inputs"
             )
         labels = None if batch.labels is None else self.probabilities(batch.labels)
+        weights = batch.weights
         if _uniform(generator) < self.p:
             partner = self._partners(batch, generator)
-            share = beta(self.alpha, generator)
-            inputs, share = self.mix(inputs, inputs[partner.to(inputs.device)], share, generator)
-            labels = None if labels is None else _blend(labels, labels[partner.to(labels.device)], share)
-        return Batch(inputs, labels, None, batch.mask, size=batch.size)
+            drawn = beta(self.alpha, generator)
+            inputs, share = self.mix(inputs, inputs[partner.to(inputs.device)], drawn, generator)
+            shares, weights = blend_weights(weights, partner, share)
+            labels = None if labels is None else _blend(labels, labels[partner.to(labels.device)], shares)
+        return batch.replace(inputs=inputs, labels=labels, index=None, weights=weights)
 
     @abstractmethod
     def mix(self, inputs: Tensor, others: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -79,12 +81,14 @@ class Mixing(BatchTransform):
         return F.one_hot(ids, self.classes).float() * labelled
 
     def _partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """A random permutation, in which an item whose partner is masked stays alone."""
+        """A random permutation, in which an item stays alone whose partner does not count."""
         partner = torch.randperm(batch.size, generator=generator, device=generator.device)
-        if batch.mask is None:
+        alive = batch.mask
+        if batch.weights is not None:
+            alive = batch.weights != 0 if alive is None else alive & (batch.weights != 0)
+        if alive is None:
             return partner
-        kept = batch.mask.to(partner.device)[partner]
-        return torch.where(kept, partner, torch.arange(batch.size, device=partner.device))
+        return torch.where(alive.to(partner.device)[partner], partner, torch.arange(batch.size, device=partner.device))
 
 
 class MixUp(Mixing):
@@ -159,7 +163,25 @@ def _interval(length: int, side: float, generator: torch.Generator) -> tuple[int
     return max(0, centre - size // 2), min(length, centre + (size + 1) // 2)
 
 
-def _blend(labels: Tensor, others: Tensor, share: float) -> Tensor:
+def blend_weights(weights: Tensor | None, partner: Tensor, share: float) -> tuple[Tensor | float, Tensor | None]:
+    """Each item's own share of its mixed label, and the weight of the mixed item.
+
+    Args:
+        weights: of the items, ``(B,)`` or None.
+        partner: with whom each is mixed, ``(B,)``.
+        share: its own share of the mixed input.
+
+    Returns:
+        ``lambda w_i / w`` as ``(B, 1)`` and ``w = lambda w_i + (1 - lambda) w_j``; the share itself without weights.
+    """
+    if weights is None:
+        return share, None
+    mixed = torch.where(weights > 0, torch.lerp(weights[partner.to(weights.device)], weights, share), 0.0)
+    own = torch.where(mixed > 0, share * weights / mixed, share)
+    return own.float().unsqueeze(-1), mixed
+
+
+def _blend(labels: Tensor, others: Tensor, share: Tensor | float) -> Tensor:
     """Mixed probabilities; zeros where either side is unlabelled."""
     labelled = (labels != 0).any(dim=-1) & (others != 0).any(dim=-1)
     return torch.lerp(others, labels, share) * labelled.unsqueeze(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,10 +12,14 @@ from kdengine.api.batch import Batch, describe, first_tensor
 from kdengine.api.errors import ConfigurationError
 from kdengine.api.models import call_model as call_model
 from kdengine.api.models import find_logits as find_logits
+from kdengine.api.structure import cast as cast
+from kdengine.api.structure import join_items, positions, slice_items
+from kdengine.api.structure import move as move
 from kdengine.engine.loader import Indexed, Share, bounds
 
 LABEL_KEYS = ("labels", "label", "targets")
 _SEQUENCES = (tuple, list)
+_PER_ITEM = ("inputs", "labels", "index", "mask", "weights")
 
 
 def to_batch(data: Any) -> Batch:
@@ -59,17 +62,6 @@ def _as_labels(labels: Any) -> Tensor | None:
     raise ConfigurationError(f"expected labels as a tensor, got {describe(labels)}; pass Engine(batch=fn)")
 
 
-def move(value: Any, device: torch.device) -> Any:
-    """Every tensor inside nested mappings and sequences on ``device``; the structure is kept."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: move(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(move(item, device) for item in value)
-    return value
-
-
 def device_of(inputs: Any) -> torch.device:
     """Where a batch's inputs are."""
     tensor = first_tensor(inputs)
@@ -77,64 +69,64 @@ def device_of(inputs: Any) -> torch.device:
 
 
 def place(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``; the same object when the device is the CPU."""
+    """The batch on ``device``; the same object when the device is the CPU. The index stays on the host."""
     if device.type == "cpu":
         return batch
-    inputs, labels, mask = (move(part, device) for part in (batch.inputs, batch.labels, batch.mask))
-    placed = Batch(inputs, labels, batch.index, mask, size=batch.size)
-    placed.epoch, placed.draw, placed.host = batch.epoch, batch.draw, batch
-    return placed
+    moved = {name: move(getattr(batch, name), device) for name in ("inputs", "labels", "mask", "weights")}
+    return batch.replace(**moved, host=batch)
 
 
 def concatenate(window: list[Batch]) -> Batch:
-    """The micro-batches of one optimizer step as one batch, for batch transforms."""
+    """The micro-batches of one optimizer step as one batch, for batch transforms.
+
+    Raises:
+        ConfigurationError: inputs or labels cannot be joined; it names the part.
+    """
     if len(window) == 1:
         return window[0]
-    return Batch(
-        _cat([batch.inputs for batch in window]),
-        _cat([batch.labels for batch in window]),
-        _cat([batch.index for batch in window]),
-        _cat([batch.mask for batch in window]),
+    sizes = [batch.size for batch in window]
+    indices = [batch.index for batch in window if batch.index is not None]
+    return (
+        window[0]
+        .without_outputs()
+        .replace(
+            inputs=join_items([batch.inputs for batch in window], sizes),
+            labels=join_items([batch.labels for batch in window], sizes, "labels"),
+            index=torch.cat(indices) if len(indices) == len(window) else None,
+            mask=_join_or_ones([batch.mask for batch in window], sizes),
+            weights=_join_or_ones([batch.weights for batch in window], sizes),
+            size=sum(sizes),
+        )
     )
+
+
+def _join_or_ones(parts: list[Tensor | None], sizes: list[int]) -> Tensor | None:
+    """Masks or weights of all micro-batches; where one has none, every item counts, and counts 1."""
+    given = next((part for part in parts if part is not None), None)
+    if given is None:
+        return None
+    return torch.cat([given.new_ones(size) if part is None else part for part, size in zip(parts, sizes, strict=True)])
 
 
 def uncounted(batch: Batch) -> Batch:
     """The batch with no item that counts: it keeps a process in step with others that have more items."""
-    nothing = torch.zeros(batch.size, dtype=torch.bool)
-    return Batch(batch.inputs, batch.labels, batch.index, nothing, size=batch.size)
+    return batch.without_outputs().replace(mask=torch.zeros(batch.size, dtype=torch.bool))
 
 
 def take(batch: Batch, share: Share) -> Batch:
     """A process's share of a batch; an uncounted item where it has none."""
     first, last = bounds(batch.size, share)
-    part = _part(batch, first, last) if first < last else uncounted(_part(batch, 0, 1))
-    part.epoch, part.draw = batch.epoch, batch.draw
-    return part
+    return _part(batch, first, last) if first < last else uncounted(_part(batch, 0, 1))
 
 
 def split(batch: Batch, sizes: list[int]) -> list[Batch]:
     """Undo :func:`concatenate`."""
     if len(sizes) == 1:
         return [batch]
-    edges = [sum(sizes[:position]) for position in range(len(sizes) + 1)]
-    return [_part(batch, first, last) for first, last in pairwise(edges)]
+    return [_part(batch, first, last) for first, last in positions(sizes)]
 
 
 def _part(batch: Batch, first: int, last: int) -> Batch:
-    return Batch(*(_slice(part, first, last) for part in (batch.inputs, batch.labels, batch.index, batch.mask)))
-
-
-def _cat(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    if isinstance(parts[0], Mapping):
-        return {key: _cat([part[key] for part in parts]) for key in parts[0]}
-    return None
-
-
-def _slice(value: Any, first: int, last: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[first:last]
-    if isinstance(value, Mapping):
-        return {key: _slice(item, first, last) for key, item in value.items()}
-    return None
+    """Some items of a batch, before the models have run."""
+    parts = {name: slice_items(getattr(batch, name), first, last, batch.size, name) for name in _PER_ITEM}
+    return batch.without_outputs().replace(**parts, size=last - first)

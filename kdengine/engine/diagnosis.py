@@ -15,6 +15,7 @@ from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.fit import Fit
 from kdengine.engine.forward import run_pair
 from kdengine.engine.shards import local
+from kdengine.engine.weights import counting
 
 SHOWN = 8
 """Most items and parameters that are named."""
@@ -84,8 +85,8 @@ def _bad_rows(tensor: Tensor, batch: Batch) -> list[int]:
     if not tensor.is_floating_point() or tensor.shape[:1] != (batch.size,):
         return []
     bad = ~torch.isfinite(tensor).reshape(batch.size, -1).all(dim=1)
-    if batch.mask is not None:
-        bad &= batch.mask.to(bad.device)
+    if (alive := counting(batch)) is not None:
+        bad &= alive.to(bad.device)
     return [int(row) for row in bad.nonzero().flatten()]
 
 

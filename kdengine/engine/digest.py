@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from kdengine.api import Batch
+from kdengine.api.structure import tensors
 
 MODULUS = 2**48
 """Digests are below this, so that 64 bits hold the sum of any number of them that will ever be added."""
+HALF = 2**24
+"""What a digest is divided by to make two numbers that float64 adds exactly."""
 SAMPLED = 32
 """Bytes of each item's tensor that are looked at, evenly spread: enough to tell another crop, cheap at every step."""
 
@@ -50,10 +53,8 @@ def _weights(place: int, width: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     """What the batch holds on the host, with a row per item."""
-    inputs: Any = batch.inputs
-    parts = [batch.index, batch.labels, *(inputs.values() if isinstance(inputs, Mapping) else [inputs])]
-    for part in parts:
-        if isinstance(part, Tensor) and part.device.type == "cpu" and part.shape[:1] == (batch.size,) and part.numel():
+    for part in tensors((batch.index, batch.labels, batch.weights, batch.inputs)):
+        if part.device.type == "cpu" and part.shape[:1] == (batch.size,) and part.numel():
             yield part
 
 

@@ -85,21 +85,21 @@ def measure(
 
 def unlabelled(batch: Batch) -> Batch:
     """A batch as a teacher sees it in an evaluation: the answers are kept from it."""
-    return Batch(batch.inputs, None, batch.index, batch.mask, size=batch.size)
+    return batch.replace(labels=None)
 
 
 def pool(batch: Batch, runtime: Runtime) -> Batch:
     """The logits, labels and index of all processes' shares of a batch; without inputs and features."""
-    rows = batch.size if batch.mask is None else 0  # an item that only keeps a process busy counts nowhere
+    kept = slice(None) if batch.mask is None else batch.mask  # what only keeps a process busy counts nowhere
 
     def gather(part: Tensor | None) -> Tensor | None:
-        return None if part is None else runtime.processes.gather_rows(part[:rows])
+        return None if part is None else runtime.processes.gather_rows(part[kept])
 
-    logits = runtime.processes.gather_rows(batch.student.logits[:rows])
-    pooled = Batch(None, gather(batch.labels), gather(batch.index), size=len(logits))
+    logits = runtime.processes.gather_rows(batch.student.logits[kept])
+    pooled = Batch(None, gather(batch.labels), gather(batch.index), weights=gather(batch.weights), size=len(logits))
     pooled.student = Output(logits, logits, module=batch.student.module)
     if batch.has_teacher:
-        taught = runtime.processes.gather_rows(batch.teacher.logits[:rows])
+        taught = runtime.processes.gather_rows(batch.teacher.logits[kept])
         pooled.teacher = Output(taught, taught, module=batch.teacher.module)
     return pooled
 

@@ -25,6 +25,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ from kdengine import _interrupts as interrupts
 from kdengine.api import Batch
 from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
-from kdengine.engine.digest import MODULUS, digest
+from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
@@ -148,13 +149,15 @@ def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> No
     fit.sample = window[-1]
 
 
-def sum_counts(fit: Fit, window: list[Batch], counts: Sequence[Sequence[int]]) -> Sequence[int]:
-    """D of each term; where steps are recorded, a digest of the step's items travels with the counts."""
-    own = list(map(sum, zip(*counts, strict=True)))
+def sum_counts(fit: Fit, window: list[Batch], counts: Sequence[Sequence[float]]) -> Sequence[float]:
+    """D of each term, in float64; where steps are recorded, a digest of the step's items travels with the counts."""
+    own = list(map(math.fsum, zip(*counts, strict=True)))
     if not fit.records_steps:
         return fit.runtime.sum_counts(own)
-    *divisors, items = fit.runtime.sum_counts([*own, sum(map(digest, window))])
-    fit.unread[fit.position.step].items = f"{items % MODULUS:012x}"
+    high, low = divmod(sum(map(digest, window)) % MODULUS, HALF)  # each half, of every process, is exact in float64
+    *divisors, high_sum, low_sum = fit.runtime.sum_counts([*own, high, low])
+    items = (int(high_sum) * HALF + int(low_sum)) % MODULUS
+    fit.unread[fit.position.step].items = f"{items:012x}"
     return divisors
 
 
@@ -163,8 +166,8 @@ def differentiate(
     micro: int,
     host_batch: Batch,
     masks: Masks,
-    counts: Sequence[int],
-    divisors: Sequence[int],
+    counts: Sequence[float],
+    divisors: Sequence[float],
     scale: Tensor | float,
 ) -> None:
     """Forward and backward of one micro-batch."""
@@ -183,8 +186,8 @@ def evaluate_objective(
     micro: int,
     batch: Batch,
     masks: Masks,
-    counts: Sequence[int],
-    divisors: Sequence[int],
+    counts: Sequence[float],
+    divisors: Sequence[float],
     scale: Tensor | float,
 ) -> tuple[Tensor, list[Tensor]]:
     """The scalar to differentiate for one micro-batch, and each term's share of it."""

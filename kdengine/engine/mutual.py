@@ -44,19 +44,9 @@ def _is_mutual(loss: Loss) -> bool:
 
 def exchanged(batch: Batch) -> Batch:
     """The batch as the teacher learns from it: it is the student, and the student is its teacher, without a graph."""
-    turned = _twin(batch)
-    turned.student, turned.teacher = batch.teacher, batch.student.detach()
-    return turned
+    return batch.replace(student=batch.teacher, teacher=batch.student.detach())
 
 
 def settled(batch: Batch) -> Batch:
     """The batch as the student learns from it: the teacher has no graph."""
-    still = _twin(batch)
-    still.student, still.teacher = batch.student, batch.teacher.detach()
-    return still
-
-
-def _twin(batch: Batch) -> Batch:
-    twin = Batch(batch.inputs, batch.labels, batch.index, batch.mask, size=batch.size)
-    twin.epoch = batch.epoch
-    return twin
+    return batch.replace(teacher=batch.teacher.detach())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
 from kdengine.api.errors import LossError, nearest, of_loss
+from kdengine.engine import weights as item_weights
 from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
 
 Masks: TypeAlias = Sequence[Tensor | None]
@@ -107,7 +108,9 @@ class Objective:
             loss.end_step()
 
     def masks(self, batch: Batch) -> list[Tensor | None]:
-        """Which items count for each term, from inputs and labels only."""
+        """Which items count for each term, from inputs, labels, mask and weights only."""
+        item_weights.check_weights(batch)
+        alive = item_weights.counting(batch)
         masks: list[Tensor | None] = []
         for label, loss in self._items:
             try:
@@ -120,23 +123,22 @@ class Objective:
                     "items, so expected None or one bool tensor (B,) for all its terms",
                     label,
                 )
+            if loss.scope == "batch":
+                item_weights.check_alike(label, batch)
             for term in loss.terms:
                 mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
-                masks.append(mask if batch.mask is None else _both(mask, batch.mask))
+                masks.append(mask if alive is None else _both(mask, alive))
         return masks
 
-    def count(self, batch: Batch, masks: list[Tensor | None]) -> list[int]:
-        """Valid items of each term; a mask that leaves nothing out is replaced by None, the cheap path."""
-        counts = []
+    def count(self, batch: Batch, masks: list[Tensor | None]) -> list[float]:
+        """Each term's share of its D: valid items, or the sum of their weights where the batch has weights.
+
+        A mask that leaves nothing out is replaced by None, the cheap path.
+        """
         for position, mask in enumerate(masks):
-            if mask is None:
-                counts.append(batch.size)
-                continue
-            valid = int(mask.sum())
-            counts.append(valid)
-            if mask.ndim == 1 and valid == batch.size:
+            if mask is not None and mask.ndim == 1 and bool(mask.all()):
                 masks[position] = None
-        return counts
+        return [item_weights.total(batch, mask) for mask in masks]
 
     def view(self, label: str, batch: Batch) -> Batch:
         """The batch as a loss sees it: where the teacher learns too, each model is still while the other learns."""
@@ -145,15 +147,15 @@ class Objective:
         return exchanged(batch) if label in self.peers else settled(batch)
 
     def evaluate(
-        self, batch: Batch, masks: Masks, counts: Sequence[int], divisors: Sequence[int], scale: Weight = 1.0
+        self, batch: Batch, masks: Masks, counts: Sequence[float], divisors: Sequence[float], scale: Weight = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
         """The scalar to differentiate for one micro-batch, and each term's detached share of it.
 
         Args:
             batch: the micro-batch with outputs.
             masks: its masks, one per term.
-            counts: its valid items, one per term.
-            divisors: D of each term: valid items of the whole optimizer step.
+            counts: what its valid items come to, one per term.
+            divisors: D of each term: what the valid items of the whole optimizer step come to.
             scale: loss scale of mixed precision.
         """
         total: Tensor | None = None
@@ -163,13 +165,11 @@ class Objective:
             weights: dict[str, Weight] = {}
             for at, term in enumerate(loss.terms, position):
                 factor = (self.weights[label] / divisors[at] if divisors[at] else 0.0) * scale
-                mask = masks[at]
                 if loss.scope == "batch":
                     weights[term] = factor * counts[at]
-                elif mask is None:
-                    weights[term] = factor
-                else:
-                    weights[term] = mask.to(self.device, self.dtype, non_blocking=True) * factor
+                    continue
+                each = item_weights.spread(batch, masks[at], self.dtype, self.device)
+                weights[term] = factor if each is None else each * factor
             try:
                 part, sums = self._weigh(label, self.view(label, batch), masks[position], weights)
             except ConfigurationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -66,11 +67,13 @@ class Runtime:
                 for buffer in module.buffers():
                     dist.broadcast(local(buffer.detach()), src=0)
 
-    def sum_counts(self, counts: Sequence[int]) -> Sequence[int]:
-        """Sum each count over processes."""
+    def sum_counts(self, counts: Sequence[float]) -> Sequence[float]:
+        """Sum each count over processes in float64, so exactly that all get the same bits."""
         if not self.several:
             return counts
-        return [sum(column) for column in zip(*self.processes.gather(counts), strict=True)]
+        bits = torch.tensor(counts, dtype=torch.float64).view(torch.int64).tolist()
+        every = torch.tensor(self.processes.gather(bits), dtype=torch.int64).view(torch.float64)
+        return [math.fsum(column) for column in zip(*every.tolist(), strict=True)]
 
     def sum_values(self, values: Tensor) -> Tensor:
         """Sum a small tensor over processes, in place and without a look at it from the host."""

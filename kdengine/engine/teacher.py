@@ -12,7 +12,7 @@ from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.api.batch import Batch
 from kdengine.api.processes import join
 from kdengine.api.teacher import FrozenModel
-from kdengine.engine.batching import call_model, device_of, move
+from kdengine.engine.batching import call_model, cast, device_of, move
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.shards import local
 from kdengine.host import Host
@@ -74,7 +74,7 @@ class LiveTeacher(FrozenModel):
         if self.device is None and self.dtype is None:
             return call_model(self.module, inputs)
         home = device_of(inputs)
-        output = call_model(self.module, _cast(move(inputs, self.device or home), self.dtype))
+        output = call_model(self.module, cast(move(inputs, self.device or home), self.dtype))
         return move(output, home)
 
 
@@ -93,14 +93,6 @@ def freeze(module: nn.Module) -> None:
         ) from error
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-
-
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
-        return value.to(dtype)
-    if isinstance(value, dict):
-        return {key: _cast(item, dtype) for key, item in value.items()}
-    return value
 
 
 TeacherLike: TypeAlias = nn.Module | TeacherSource | Sequence[nn.Module | TeacherSource]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, Loss, Needs, Output
 from kdengine.api.features import INPUT, expand, select
+from kdengine.api.structure import map_tensors
 from kdengine.testing.models import stand_in
 
 CLASSES = 5
@@ -123,9 +124,8 @@ def _letter(found: re.Match[str], at: int) -> str:
 
 def change(batch: Batch, data: Change, student: Change | None = None, teacher: Change | None = None) -> Batch:
     """A new batch: ``data`` applied to inputs, labels, index and mask, the others to the outputs' tensors."""
-    made = Batch(
-        apply(data, batch.inputs), apply(data, batch.labels), apply(data, batch.index), apply(data, batch.mask)
-    )
+    changed = [apply(data, part) for part in (batch.inputs, batch.labels, batch.index, batch.mask)]
+    made = Batch(*changed, weights=apply(data, batch.weights))
     made.student = change_output(batch.student, student or data)
     if batch.has_teacher:
         made.teacher = change_output(batch.teacher, teacher or data)
@@ -141,18 +141,12 @@ def change_output(output: Output, function: Change) -> Output:
 
 def apply(function: Change, value: Any) -> Any:
     """Change every tensor inside nested mappings and sequences."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: apply(function, item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(apply(function, item) for item in value)
-    return value
+    return map_tensors(function, value)
 
 
 def without_outputs(batch: Batch) -> Batch:
     """The batch as ``valid`` may see it."""
-    return Batch(batch.inputs, batch.labels, batch.index, batch.mask, size=batch.size)
+    return batch.without_outputs()
 
 
 def rows(batch: Batch, which: slice) -> Batch:
