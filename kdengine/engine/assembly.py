@@ -202,7 +202,11 @@ def make_strategy(
         return fsdp.Sharded([models.student, *models.learning], objective.modules)
     unused = runtime.any(_leaves_out(objective, models, precision, runtime, example))
     return Replicated(
-        models.student, objective.modules, models.evolving, unused=unused, remembering=objective.remembering
+        models.student,
+        objective.modules,
+        models.evolving,
+        unused=unused,
+        remembering=[objective.module_names[label] for label in objective.remembering],
     )
 
 
@@ -261,7 +265,7 @@ def trainable(student: nn.Module, objective: Objective, learning: Sequence[nn.Mo
             f"the student {type(student).__name__} has no trainable parameter; "
             "is requires_grad off, or was the teacher given as the student?"
         )
-    inner = [(f"losses.{name}", p) for name, p in objective.modules.named_parameters() if p.requires_grad]
+    inner = [(f"losses.{name}", p) for name, p in objective.named_parameters() if p.requires_grad]
     return named + inner + _of_teacher(learning)
 
 

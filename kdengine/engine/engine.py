@@ -51,6 +51,7 @@ from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
 from kdengine.engine.metrics import MetricLike, make_metrics
+from kdengine.engine.naming import check_names
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision, PrecisionName
 from kdengine.engine.result import Result
@@ -162,6 +163,7 @@ class Engine:
         self.host = plugins if isinstance(plugins, Host) else Host(plugins)
         self.source = as_source(teacher, self.host)
         self.metrics = make_metrics(metrics, self.host)
+        check_names(self.losses, self.weights, self.metrics)
         self.accumulate = accumulate
         self.ema = ema
         self.compile = compile

@@ -15,6 +15,7 @@ from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.loader import Loader
+from kdengine.engine.naming import placed
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 
@@ -113,7 +114,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     fit.runtime.replicate_buffers(model, *fit.models.evolving)
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
-            values = {name: _number(value) for name, value in fit.evaluation(model).items()}
+            values = {name: _number(value) for name, value in placed(fit.evaluation(model)).items()}
     else:
         assert fit.evaluation is not None
         values = measure(

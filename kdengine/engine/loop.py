@@ -40,6 +40,7 @@ from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
 from kdengine.engine.ledger import StepReport
+from kdengine.engine.naming import joined
 from kdengine.engine.objective import Masks
 from kdengine.engine.shares import gradient_shares
 from kdengine.engine.state import save
@@ -262,7 +263,7 @@ def end_epoch(fit: Fit, clock: Clock) -> None:
         "lr": learning_rate(fit),
     }
     if fit.evaluation is not None and (number % fit.settings.evaluate_every == 0 or number == fit.epochs):
-        record.update(evaluate_and_log(fit))
+        record = joined(record, evaluate_and_log(fit))
     fit.history.append(record)
     if fit.calls.epoch_end is not None:
         fit.note(fit.calls.epoch_end(fit.context))

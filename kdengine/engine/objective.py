@@ -16,6 +16,7 @@ from kdengine.api.batch import Batch, describe
 from kdengine.api.errors import LossError, nearest, of_loss
 from kdengine.engine import weights as item_weights
 from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
+from kdengine.engine.naming import module_names
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -32,6 +33,7 @@ class Objective:
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
         term_weights: the current weight of each term, in the same order.
+        module_names: the name of each label's loss in ``modules``, and so in a checkpoint.
         peers: labels of the teacher's losses, where it learns.
         remembering: the losses with a memory, which is written at the end of a step.
     """
@@ -52,7 +54,8 @@ class Objective:
         losses, weights = {**losses, **peers}, {**weights, **peer_weights(weights, peers)}
         self.peers = frozenset(peers)
         self.losses = dict(losses)
-        self.modules = nn.ModuleDict(losses)
+        self.module_names = module_names(losses)
+        self.modules = nn.ModuleDict({self.module_names[label]: loss for label, loss in losses.items()})
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
         self.names = [label if term == "loss" else f"{label}.{term}" for label, term in self.terms]
         self.weights: dict[str, float] = {}
@@ -101,6 +104,12 @@ class Objective:
         for label, loss in self._items:
             values.update({f"{label}.{name}": getattr(loss, name) for name in loss.schedules})
         return values
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The losses' own parameters, by label."""
+        labels = {name: label for label, name in self.module_names.items()}
+        parts = ((name.partition("."), parameter) for name, parameter in self.modules.named_parameters())
+        return [(f"{labels[module]}.{rest}", parameter) for (module, _, rest), parameter in parts]
 
     def end_step(self) -> None:
         """Let losses write down what they remember of the step's items."""

@@ -69,7 +69,7 @@ class Replicated(Alone):
         losses: all loss modules.
         evolving: the teacher's modules where it evolves: their buffers are kept alike like those of the student.
         unused: whether some parameter gets no gradient, for which DDP must look at every step.
-        remembering: labels of losses that keep their buffers equal; DDP would send every memory at every forward pass.
+        remembering: names in `losses` of those that keep their buffers equal; DDP would send each at every pass.
     """
 
     name = "ddp"
@@ -84,7 +84,7 @@ class Replicated(Alone):
         remembering: Iterable[str] = (),
     ) -> None:
         trained = Trained(student, losses, evolving)
-        memories = tuple(f"losses.{label}." for label in remembering)
+        memories = tuple(f"losses.{name}." for name in remembering)
         kept = [name for name, _ in trained.named_buffers() if name.startswith(memories)] if memories else []
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained, kept)  # type: ignore[no-untyped-call]
         self._ddp = DistributedDataParallel(trained, find_unused_parameters=unused)

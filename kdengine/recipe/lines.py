@@ -9,7 +9,10 @@ from typing import Any
 
 _HEADER = re.compile(r"^\s*(\[\[?)([^\[\]]+)\]\]?\s*(?:#.*)?$")
 _LONG_STRING = re.compile(r"(\"{3}|'{3}).*?\1", re.DOTALL)
-_ASSIGNMENT = re.compile(r"^\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+_KEY = r"(?:[\w-]+|\"[^\"]*\"|'[^']*')"
+KEY_PATH = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+"""A dotted key, as a pattern."""
+_ASSIGNMENT = re.compile(rf"^\s*({KEY_PATH})\s*=")
 
 
 def find_line(text: str, path: tuple[str, ...]) -> int | None:
@@ -25,12 +28,12 @@ def find_line(text: str, path: tuple[str, ...]) -> int | None:
     listed: Counter[tuple[str, ...]] = Counter()
     for number, line in enumerate(_LONG_STRING.sub(_blank, text).splitlines(), start=1):
         if header := _HEADER.match(line):
-            named = _keys(header[2])
+            named = keys_of(header[2])
             table = (*named, str(listed[named])) if header[1] == "[[" else named
             listed[named] += 1
             named = table
         elif assignment := _ASSIGNMENT.match(line):
-            named = (*table, *_keys(assignment[1]))
+            named = (*table, *keys_of(assignment[1]))
         else:
             continue
         if path[: len(named)] == named and (best is None or len(named) > best[0]):
@@ -43,7 +46,7 @@ def _blank(found: re.Match[str]) -> str:
     return "''" + "\n" * found[0].count("\n")
 
 
-def _keys(dotted: str) -> tuple[str, ...]:
+def keys_of(dotted: str) -> tuple[str, ...]:
     """The parts of a dotted key, as TOML itself reads them."""
     value: Any
     try:

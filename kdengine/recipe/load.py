@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from pydantic import BaseModel, ValidationError
 from kdengine._untrusted import TOML_LIMIT, parse_toml, read_bytes
 from kdengine.api import ConfigurationError
 from kdengine.api.errors import nearest
+from kdengine.recipe.lines import KEY_PATH, keys_of
 from kdengine.recipe.problems import MISSING, Problem, RecipeError
 from kdengine.recipe.schema import VERSION, Recipe
+
+_QUOTED_PATH = re.compile(rf"(?=[^=]*[\"'])\s*({KEY_PATH})\s*=")
 
 
 @dataclass(frozen=True)
@@ -157,15 +161,22 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     Raises:
         ConfigurationError: it has no ``=``, or a key on the way is not a table.
     """
-    path, equals, raw = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    keys, raw = _split_override(override)
+    if raw is None or not all(keys):
         raise ConfigurationError(f"--set expects key=value, such as losses.kd.temperature=2; got {override!r}")
     for position, key in enumerate(keys[:-1]):
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise ConfigurationError(f"--set {override}: {'.'.join(keys[: position + 1])} is no table")
     tree[keys[-1]] = _value(raw.strip())
+
+
+def _split_override(override: str) -> tuple[list[str], str | None]:
+    """The keys and the text of the value; a key in quotes may hold dots, as in TOML."""
+    if (quoted := _QUOTED_PATH.match(override)) is not None:
+        return list(keys_of(quoted[1])), override[quoted.end() :]
+    path, equals, raw = override.partition("=")
+    return path.strip().split("."), raw if equals else None
 
 
 def _value(raw: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from kdengine.api import ConfigurationError, Loss
 from kdengine.api.errors import LossError, nearest
+from kdengine.engine.naming import check_names, taken
 from kdengine.host import Host
 from kdengine.recipe.binder import DETERMINISTIC, FROM_DATA, Binder, Bound, MakeSchedule, bind_optimizer
 from kdengine.recipe.load import Source
@@ -43,7 +45,7 @@ class Plan:
         batch_transforms: by label.
         optimizer: of the student.
         metrics: by name as the recipe gives it.
-        loggers: beside metrics.jsonl.
+        loggers: beside metrics.jsonl, by place and name: two of one name are two.
         source: the recipe's text, for messages.
     """
 
@@ -131,7 +133,7 @@ def make_plan(recipe: Recipe, host: Host, source: Source, problems: Iterable[Pro
         batch_transforms={label: _there(bound) for label, bound in batch_transforms.items()},
         optimizer=_there(optimizer),
         metrics={name: _there(bound) for name, bound in metrics.items()},
-        loggers={bound.component.name: bound for bound in loggers},
+        loggers={f"{place}:{bound.component.qualified}": bound for place, bound in enumerate(loggers)},
         source=source,
     )
 
@@ -170,6 +172,19 @@ def _metrics(binder: Binder, recipe: Recipe) -> list[Bound | None]:
     return found
 
 
+def _name_problems(losses: Mapping[str, Loss], metrics: Sequence[str]) -> Iterator[Problem]:
+    """Labels and metrics whose values would overwrite each other in the records."""
+    reserved = {name: reason for name in metrics if (reason := taken(name)) is not None}
+    for name, reason in reserved.items():
+        yield Problem(("evaluate", "metrics"), f"the name of this metric {reason}", name)
+    try:
+        check_names(losses, {}, [name for name in metrics if name not in reserved])
+    except LossError as error:
+        yield Problem(error.place, error.reason)
+    except ConfigurationError as error:
+        yield Problem(("losses",), str(error))
+
+
 def _check_teaching(
     binder: Binder, recipe: Recipe, losses: Mapping[str, Bound | None], metrics: Mapping[str, Bound | None]
 ) -> None:
@@ -178,6 +193,7 @@ def _check_teaching(
     built = {label: binder.build(("losses", label), make) for label, make in rehearsal.items()}
     if binder.problems:
         return
+    binder.problems.extend(_name_problems(built, recipe.evaluate.metrics))
     taught_losses = [label for label, loss in built.items() if loss.needs.teacher]
     taught_metrics = [name for name, metric in metrics.items() if metric is not None and metric.needs_teacher]
     if recipe.teacher is None:

@@ -198,3 +198,31 @@ def test_the_teacher_may_have_an_optimizer_of_its_own_with_checked_arguments(pla
     assert plan.teacher.models[0].optimizer.values == {"betas": (0.5, 0.9)}
     assert plan_of(SMALL).teacher.models[0].optimizer.component.name == "adam"
     assert complaints(plan_of, SMALL, "teacher.train.optimizer={ use = 'adam', betas = ['a', 0.9] }")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("losses.kd =", "losses.loss = { use = 'kd' }\nlosses.kd =", ["line 7: losses.loss", "reserved"]),
+        ("losses.ce = {", "losses.top1 = { use = 'ce', ", ["line 8: losses.top1", "a metric's name"]),
+        ("losses.ce =", 'losses."dkd.target" = { use = "ce" }\nlosses.dkd =', ["line 9: losses.dkd", "dkd.target"]),
+    ],
+    ids=["reserved", "metric", "term"],
+)
+def test_a_label_whose_values_would_overwrite_others_is_a_problem_with_its_line(plan_of, before, after, said):
+    with pytest.raises(RecipeError) as caught:
+        plan_of(SMALL.replace(before, after))
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_a_label_with_dots_or_the_name_of_an_attribute_works_in_a_recipe(plan_of):
+    text = SMALL.replace("losses.kd =", 'losses.type = { use = "kd" }\nlosses."kd.t4" = { use = "kd" }\nlosses.kd =')
+    plan = plan_of(text, 'losses."kd.t4".temperature=4.0', "losses.type.temperature=3.0")
+    assert {"type", "kd.t4", "kd", "ce"} == set(plan.losses)
+    assert plan.losses["kd.t4"]().temperature == 4.0
+    assert plan.losses["type"]().temperature == 3.0
+
+
+def test_two_loggers_of_one_name_are_two(plan_of):
+    plan = plan_of(SMALL.replace("loggers = []", 'loggers = ["console", { use = "console", every = 3.0 }]'))
+    assert len(plan.loggers) == 2
