@@ -229,6 +229,22 @@ def discard_directory(path: Path) -> None:
             shutil.rmtree(temporary)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and make that survive a power cut.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "summary.json"
+    >>> write_bytes(path, b"{}")
+    >>> remove(path)
+    >>> path.exists()
+    False
+    """
+    with _naming(path):
+        if path.exists() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            flush_directory(path.parent)
+
+
 def sweep(parent: Path) -> list[Path]:
     """Remove what killed runs left unfinished in a directory, and what they had replaced.
 

@@ -9,6 +9,7 @@ from typing import Any
 from kdengine.engine import layout, rundir, shards
 from kdengine.engine.fit import Fit
 from kdengine.engine.result import Result
+from kdengine.engine.student_file import write_weights
 
 
 def conclude(fit: Fit, *, seed: int | None, plugins: Mapping[str, str]) -> Result:
@@ -43,7 +44,7 @@ def _write(fit: Fit, out: Path, result: Result, summary: dict[str, Any]) -> None
     def write() -> None:
         concluded = _is_summary_of(rundir.read_summary(out), fit, result)
         if not (concluded and (out / layout.STUDENT).is_file()):
-            rundir.export_student(out / layout.STUDENT, weights, {"kdengine.student": shards.class_name(student)})
+            write_weights(out / layout.STUDENT, weights, {"kdengine.student": shards.class_name(student)})
         if not concluded:
             rundir.write_summary(out, summary)
 

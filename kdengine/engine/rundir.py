@@ -9,16 +9,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdengine import _files as files
-from kdengine._untrusted import MIB, check_own, check_regular, opened, read_json
+from kdengine._untrusted import MIB, check_own, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine.layout import CHECKPOINTS, RECIPE, RECORDS, STUDENT, SUMMARY
+from kdengine.engine.student_file import read_weights
 from kdengine.ops import backend_info
 
 SUMMARY_LIMIT = 16 * MIB
@@ -92,9 +91,8 @@ def read_student(path: Path) -> dict[str, Tensor]:
     """
     file = path / STUDENT
     try:
-        check_regular(file)
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, ValueError) as error:
+        return read_weights(file)
+    except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
@@ -166,22 +164,6 @@ def claim(out: Path, *, resume: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, out / CHECKPOINTS):
         files.sweep(folder)
-
-
-def export_student(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a state dict as plain safetensors; tied tensors are written once each."""
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    files.write_bytes(path, _in_order(safetensors.torch.save(state, {"format": "pt", **(metadata or {})})))
-
-
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library writes them in an order that changes at every call."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from kdengine.api import ConfigurationError
 from kdengine.api.batch import describe
 from kdengine.engine.loader import Loader
 from kdengine.recipe.binder import DETERMINISTIC, Bound
+from kdengine.recipe.fingerprint import fingerprint
 from kdengine.recipe.labelled import UNLABELLED, Labelled
 from kdengine.recipe.plan import Plan
 
@@ -56,6 +57,16 @@ class Data:
     def facts(self) -> dict[str, Any]:
         """What models and batch transforms may ask of the data."""
         return {"classes": len(self.classes), "input_shape": self.input_shape, "input_dtype": self.input_dtype}
+
+    @property
+    def content(self) -> str:
+        """What identifies the content of the training set."""
+        return fingerprint(self.train)
+
+    @property
+    def test_content(self) -> str:
+        """What identifies the content of the test set."""
+        return fingerprint(self.test)
 
     def training_set(self, share: float, seed: int) -> Any:
         """The training set with a share of its labels."""

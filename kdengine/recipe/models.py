@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import random
 from kdengine.engine.batching import find_logits
 from kdengine.engine.evaluate import evaluation_mode
+from kdengine.engine.student_file import read_weights
 from kdengine.recipe.binder import Bound
 from kdengine.recipe.teaching import ModelPlan
 
@@ -145,10 +144,10 @@ def read_state(path: Path, role: str) -> dict[str, Tensor]:
         raise CheckpointError(f"[{role}] there is no checkpoint file {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return read_weights(path)
         _check_archive(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"[{role}] {path} cannot be read: {error}") from error
     except Exception as error:  # torch.load raises UnpicklingError for anything but plain tensors
         raise CheckpointError(

@@ -75,7 +75,7 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     data = make_data(plan)
     rehearse(plan, data)
     on_main(lambda: files.write_text(options.out / layout.RECIPE, dump(plan.recipe)))
-    teacher = get_teacher(plan, data, options.loggers())
+    teacher = get_teacher(plan, data, options.loggers(), options.say)
     if options.seeds is None:
         return run_seed(plan, data, teacher, options, seeds[0], options.out)
     summaries = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
+from kdengine import _files as files
 from kdengine._cache import cache_folder
+from kdengine._locks import Busy, locked
 from kdengine._version import __version__
 from kdengine.api import CheckpointError
 from kdengine.api.processes import join
@@ -44,10 +47,13 @@ class Teacher:
     cached: bool
 
 
-def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | None:
+def get_teacher(
+    plan: Plan, data: Data, loggers: list[LoggerLike], say: Callable[[str], None] = lambda _: None
+) -> Teacher | None:
     """Load the recipe's teacher, take it from the cache, or train it into the cache; None for one that evolves.
 
-    A second process that wants the same teacher waits for the first; training that was interrupted goes on.
+    A second process that wants the same teacher waits for the first; training that was interrupted goes on. Weights in
+    the cache that are damaged or missing are made again, from the last checkpoint where there is one.
     """
     if plan.teacher is None or plan.teacher.evolving:
         return None
@@ -55,7 +61,7 @@ def get_teacher(plan: Plan, data: Data, loggers: list[LoggerLike]) -> Teacher | 
     for model in plan.teacher.models:
         modules.append(teaching_model(model, data.facts))
         if model.table.train is not None:
-            took, had = _train(plan, data, model, modules[-1], model.table.train.epochs, loggers)
+            took, had = _train(plan, data, model, modules[-1], model.table.train.epochs, loggers, say)
             seconds.append(took)
             cached.append(had)
     known = [each for each in seconds if each is not None]
@@ -70,13 +76,20 @@ def untrained_teacher(plan: Plan, data: Data) -> Teacher | None:
 
 
 def _train(
-    plan: Plan, data: Data, model: ModelPlan, module: nn.Module, epochs: int, loggers: list[LoggerLike]
+    plan: Plan,
+    data: Data,
+    model: ModelPlan,
+    module: nn.Module,
+    epochs: int,
+    loggers: list[LoggerLike],
+    say: Callable[[str], None],
 ) -> tuple[float | None, bool]:
     """Give a model the weights that its training comes to; how long that took, and whether the cache had them."""
     on_main = join().on_main
     folder = on_main(lambda: cached_at(plan, data, model))
-    with ExitStack() as locked:
-        summary = on_main(lambda: _locked_summary(folder, locked))
+    with ExitStack() as held:
+        _wait_for(folder, held, say)
+        summary = on_main(lambda: _intact_summary(folder, say))
         if summary is None:
             engine, loader = teacher_fit(plan, data, model, module, out=folder, loggers=loggers)
             engine.fit(loader, test_loader(plan, data), epochs=epochs, resume="auto")
@@ -93,11 +106,50 @@ def _seconds(folder: Path) -> float:
     return seconds
 
 
-def _locked_summary(folder: Path, locked: ExitStack) -> dict[str, Any] | None:
-    """The summary of a teacher in the cache, read under a lock that the stack holds."""
+def _wait_for(folder: Path, held: ExitStack, say: Callable[[str], None]) -> None:
+    """Let the main process take the lock of a teacher in the cache, which the stack then holds.
+
+    The others hear from it every `ROUND_SECONDS`: training a teacher takes longer than a process group waits.
+    """
+    told: str | None = None
+    while (owner := join().on_main(lambda: _try_for(folder, held, ROUND_SECONDS))) is not None:
+        if owner != told:
+            say(f"waiting for {owner}, which trains the same teacher")
+        told = owner
+
+
+def _try_for(folder: Path, held: ExitStack, seconds: float) -> str | None:
+    """Try to take a teacher's lock for a while; who has it instead."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    locked.enter_context(FileLock(folder.parent / f"{folder.name}.lock"))
-    return rundir.read_summary(folder)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return held.enter_context(locked(lock_of(folder)))
+        except Busy as busy:
+            if time.monotonic() >= deadline:
+                return str(busy)
+        time.sleep(POLL_SECONDS)
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock of a teacher in the cache."""
+    return folder.parent / f"{folder.name}.lock"
+
+
+def _intact_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The summary of a teacher in the cache whose weights are whole; one of weights that are not is removed."""
+    for place in (folder.parent, folder, folder / layout.CHECKPOINTS):
+        files.sweep(place)
+    summary = rundir.read_summary(folder)
+    if summary is None:
+        return None
+    try:
+        rundir.read_student(folder)
+    except (CheckpointError, OSError) as error:
+        say(f"the teacher in the cache is made again: {error}")
+        files.remove(folder / layout.SUMMARY)
+        return None
+    return summary
 
 
 def teacher_fit(
@@ -129,7 +181,7 @@ def key(plan: Plan, data: Data, model: ModelPlan) -> str:
     facts: dict[str, Any] = {
         "teacher": model.table.model_dump(mode="json", exclude_none=True, exclude=WHILE_TEACHING),
         "data": recipe.data.model_dump(mode="json", exclude_none=True, exclude={"labelled", "workers"}),
-        "content": [_fingerprint(data.train), *data.classes],
+        "content": [data.content, *data.classes],
         "optimizer": recipe.optimizer.model_dump(mode="json", exclude_none=True),
         "lr_schedule": recipe.lr_schedule.model_dump(mode="json", exclude_none=True),
         "batch_transforms": [[k, v.model_dump(mode="json")] for k, v in recipe.batch_transforms.items()],
@@ -139,13 +191,20 @@ def key(plan: Plan, data: Data, model: ModelPlan) -> str:
         "threads": torch.get_num_threads(),
         "versions": [__version__, str(torch.__version__), *sorted(map(str, plan.host.versions().items()))],
     }
+    if _waits_for_metric(plan, model):
+        facts["evaluated on"] = data.test_content
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+
+ROUND_SECONDS = 30.0
+"""How long the main process tries to take a teacher's lock before it tells the others that it still waits."""
+POLL_SECONDS = 0.2
 
 WHILE_TEACHING = {"source", "shard", "device", "dtype", "members"}
 """Keys of a teacher's table that do not change its weights."""
 
 
-def _fingerprint(dataset: Any) -> str:
-    fingerprint = getattr(dataset, "fingerprint", None)
-    return fingerprint() if callable(fingerprint) else f"{type(dataset).__name__} of {len(dataset)}"
+def _waits_for_metric(plan: Plan, model: ModelPlan) -> bool:
+    """Whether the test set has a say in the training: a learning rate that falls where a metric stands still."""
+    own = None if model.table.train is None else model.table.train.lr_schedule
+    return (own or plan.recipe.lr_schedule).use == "plateau"

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import Queue
 from pathlib import Path
 
@@ -11,12 +15,18 @@ import pytest
 import torch
 
 import kdengine
+from kdengine import _files as files
+from kdengine._locks import locked
+from kdengine.api.processes import Processes
 from kdengine.engine import layout, rundir
 from kdengine.host import Host
-from kdengine.recipe.data import make_data
+from kdengine.recipe import fingerprint as fingerprint_module
+from kdengine.recipe import teacher as teacher_module
+from kdengine.recipe.data import Data, make_data
+from kdengine.recipe.fingerprint import fingerprint
 from kdengine.recipe.load import Source, load
 from kdengine.recipe.plan import make_plan
-from kdengine.recipe.teacher import Teacher, get_teacher, teachers_folder
+from kdengine.recipe.teacher import Teacher, get_teacher, lock_of, teachers_folder
 from kdengine.recipe.teacher import key as key_of
 
 from .conftest import SMALL
@@ -129,6 +139,122 @@ def test_content_of_the_data_threads_and_plugins_change_the_key(plan_of):
     found.add(key(plan, data))
     found.add(key(plan_of(plugins=[Plugin()]), data))
     assert len(found) == 4
+
+
+class Unknown(torch.utils.data.Dataset):
+    """A data set of somebody's, with random crops and without a fingerprint."""
+
+    classes = ("a", "b")
+
+    def __init__(self, images: torch.Tensor, targets: list[int]) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        left = int(torch.randint(0, 3, ()))
+        return self.images[index, :, left : left + 8], self.targets[index]
+
+
+def test_an_unknown_data_set_is_known_by_its_content(plan_of):
+    plan, images, targets = plan_of(), torch.rand(6, 1, 10, 8), [0, 1] * 3
+
+    def key_with(images, targets):
+        train = Unknown(images, targets)
+        return key(plan, Data(train, train, ["a", "b"], (1, 8, 8), torch.float32))
+
+    changed = images.clone()
+    changed[5, 0, 4, 4] += 1e-3
+    before = torch.get_rng_state()
+    found = [
+        key_with(images, targets),
+        key_with(images.clone(), list(targets)),
+        key_with(changed, targets),
+        key_with(images, [1, 1, *targets[2:]]),
+        key_with(images.flip(0), targets),
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_large_unknown_data_set_is_sampled_and_its_targets_read_whole(monkeypatch):
+    monkeypatch.setattr(fingerprint_module, "READ_WHOLE", 3)
+    images, targets = torch.rand(9, 1, 10, 8), [0] * 9
+    sampled, unread = images.clone(), images.clone()
+    sampled[3, 0, 4, 4] += 1.0
+    unread[4, 0, 4, 4] += 1.0
+    prints = [fingerprint(Unknown(*each)) for each in ((images, targets), (unread, targets), (sampled, targets),
+                                                       (images, [0] * 8 + [1]))]  # fmt: skip
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_the_test_set_counts_where_a_metric_on_it_changes_the_training(plan_of):
+    for text, same in ((SMALL, True), (SMALL + "lr_schedule.use = 'plateau'", False)):
+        plan = plan_of(text)
+        data = make_data(plan)
+        before = key(plan, data)
+        data.test.tensors[0][0] += 1.0
+        assert (key(plan, data) == before) is same
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("checkpoints", [True, False], ids=["with checkpoints", "cleaned"])
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink], ids=["a bit flipped", "missing"])
+def test_damaged_weights_in_the_cache_are_made_again_and_named(plan_of, cache, damage, checkpoints):
+    first = teach(plan_of())
+    path = only(cache) / layout.STUDENT
+    whole = path.read_bytes()
+    damage(path)
+    if not checkpoints:
+        shutil.rmtree(path.parent / layout.CHECKPOINTS)
+    said: list[str] = []
+    plan = plan_of()
+    second = get_teacher(plan, make_data(plan), [], said.append)
+    assert [str(path) in line and "made again" in line for line in said] == [True]
+    assert path.read_bytes() == whole
+    assert second is not None
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    assert teach(plan_of()).cached
+
+
+def test_what_killed_runs_left_in_the_cache_is_swept(plan_of, cache):
+    teach(plan_of())
+    for place in (cache, only(cache)):
+        (place / f".tmp-{files._HOST}-{os.getpid()}-0-left").mkdir()
+    teach(plan_of())
+    assert not list(cache.rglob(".tmp-*"))
+
+
+def test_who_waits_for_a_teacher_tells_the_other_processes_again_and_again(plan_of, cache, monkeypatch, tmp_path):
+    rounds, said = [], []
+
+    class Two(Processes):
+        def on_main(self, act):
+            rounds.append(None)
+            if len(rounds) == 3:
+                other.close()
+            return act()
+
+    other, held = ExitStack(), ExitStack()
+    with ThreadPoolExecutor(1) as pool:  # locks belong to threads
+        folder = tmp_path / "teacher"
+        pool.submit(other.enter_context, locked(lock_of(folder))).result()
+        monkeypatch.setattr(teacher_module, "join", Two)
+        monkeypatch.setattr(teacher_module, "ROUND_SECONDS", 0.0)
+        monkeypatch.setattr(teacher_module, "POLL_SECONDS", 0.0)
+        teacher_module._wait_for(folder, held, said.append)
+    assert len(rounds) == 3
+    assert [f"process {os.getpid()} on" in line for line in said] == [True]
+    held.close()
+    assert not lock_of(folder).exists()
 
 
 def test_a_teacher_with_a_checkpoint_leaves_the_cache_alone(plan_of, cache, tmp_path):

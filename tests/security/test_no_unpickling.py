@@ -151,7 +151,7 @@ def test_weights_are_read_without_code(tmp_path, suffix):
     if suffix == ".pth":
         torch.save(source.state_dict(), path)
     else:
-        kdengine.engine.rundir.export_student(path, source.state_dict())
+        kdengine.engine.student_file.write_weights(path, source.state_dict())
     with no_unpickling() as restricted:
         load_weights(target, path, "teacher")
     assert torch.equal(flat(source), flat(target))
