@@ -14,10 +14,10 @@ from kdengine.api import Batch, ConfigurationError, Loss, Output, TeacherSource
 from kdengine.api.errors import LossError, in_loss
 from kdengine.engine import random
 from kdengine.engine.batching import place
-from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
 from kdengine.engine.forward import check_batch, run_pair, run_student, run_teacher
+from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime

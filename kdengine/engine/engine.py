@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,7 @@ from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
 from kdengine.engine.metrics import MetricLike, make_metrics
+from kdengine.engine.modes import TrainingModes, lent
 from kdengine.engine.naming import check_names
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision, PrecisionName
@@ -195,6 +197,9 @@ class Engine:
             monitor=monitor,
             gradient_shares=gradient_shares,
         )
+        taught = [] if self.source is None or not self.source.learns else self.source.modules()
+        self._modes = [TrainingModes(student), *(TrainingModes(module, "teacher") for module in taught)]
+        self._running = False
         self._fit: Fit | None = None
         self._built: tuple[Models, Objective, Precision] | None = None
 
@@ -231,12 +236,22 @@ class Engine:
             raise ConfigurationError(f"epochs must be at least 1, got {epochs}")
         self._claim(resume)
         feed = self._feed(train_loader, steps_per_epoch, sharded=sharded)
-        fit = self.assemble(feed, evaluation, epochs)
-        self._fit = fit
-        with attached(fit.models):
-            self._enter(fit, resume)
-            self._train(fit)
-        return conclude(fit, seed=self.seed, plugins=self.host.versions())
+        self._fit = None
+        with self._lent():
+            fit = self._fit = self.assemble(feed, evaluation, epochs)
+            with attached(fit.models):
+                self._enter(fit, resume)
+                self._train(fit)
+            return conclude(fit, seed=self.seed, plugins=self.host.versions())
+
+    def _lent(self) -> AbstractContextManager[None]:
+        """The context of whatever changes modes, devices or ``requires_grad`` of the models."""
+        teacher = [] if self.source is None else self.source.modules()
+        return lent(
+            [modes.model for modes in self._modes],
+            teacher,
+            begun=lambda: self._fit is not None and self._fit.position.step > self._fit.started,
+        )
 
     def _claim(self, resume: Resume) -> None:
         if (out := self.out) is not None:
@@ -266,10 +281,14 @@ class Engine:
             raise ConfigurationError("training needs an optimizer: Engine(optimizer=lambda named: ...)")
         if self.seed is not None:
             random.seed_all(self.seed, self.settings.name)
+        for modes in self._modes:
+            modes.look()
         self.runtime.replicate(self.runtime.place(self.student))
         models, objective, precision = self._models(feed.example)
         strategy = make_strategy(self.strategy, objective, models, precision, self.runtime, feed.example)
-        self.student.train()
+        for modes in self._modes:
+            modes.enter()
+            modes.warn()
         named = trainable(self.student, objective, models.learning)
         optimizer = make_optimizer(self.optimizer, named)
         if strategy.shards:
@@ -355,6 +374,7 @@ class Engine:
     def _enter(self, fit: Fit, resume: Resume) -> None:
         """Resume where asked, start the loggers, make sure that the state can be stored."""
         resumed = bool(resume) and self.out is not None and state.resume(fit)
+        fit.started = fit.position.step
         if resume is True and not resumed:
             raise ConfigurationError(f"nothing to resume: no checkpoint under {self.out}")
         fit.loggers.start(RunInfo(self.settings.name, self.out, fit.steps, fit.epochs, fit.position.step))
@@ -369,6 +389,7 @@ class Engine:
 
     def _train(self, fit: Fit) -> None:
         status = "failed"
+        self._running = True
         try:
             with interrupts.watching(), interrupts.deferred():
                 loop.run(fit)
@@ -382,6 +403,7 @@ class Engine:
                 raise explained from error
             raise
         finally:
+            self._running = fit.stepping = False
             fit.optimizer.zero_grad()
             try:
                 if fit.calls.fit_end is not None:
@@ -411,21 +433,31 @@ class Engine:
         Returns:
             ``loss`` and each term's mean; on an accelerator those of the step before (empty at first).
         """
-        if self._fit is None:
-            feed = Feed(
-                micro_batches,
-                len(micro_batches),
-                self._to_batch,
-                steps_per_epoch=1,
-                processes=self.runtime.processes,
-                sharded=True,
-            )
-            self._fit = self.assemble(feed)
+        if self._running:
+            return self._further_step(micro_batches)
+        with self._lent():
+            if self._fit is None:
+                self._fit = self.assemble(self._feed_of(micro_batches))
+            for modes in self._modes:
+                modes.look()
+                modes.enter()
+            return self._further_step(micro_batches)
+
+    def _feed_of(self, micro_batches: Sequence[Any]) -> Feed:
+        processes = self.runtime.processes
+        return Feed(
+            micro_batches, len(micro_batches), self._to_batch, steps_per_epoch=1, processes=processes, sharded=True
+        )
+
+    def _further_step(self, micro_batches: Sequence[Any]) -> dict[str, float]:
         fit = self._fit
-        fit.interval.clear()
+        assert fit is not None, "a step is one of a fit"
+        means = Means(fit.objective.names)
         with attached(fit.models):
-            loop.train_step(fit, [self._to_batch(item) for item in micro_batches])
-        return fit.interval.values()
+            report = loop.further_step(fit, [self._to_batch(item) for item in micro_batches])
+        if report is not None:
+            means.add(report)
+        return means.values()
 
     def objective(self, batch: Any, *, student: nn.Module | None = None, progress: Progress | None = None) -> Tensor:
         """The engine's objective for one batch, for a loop that is not the engine's.
@@ -472,7 +504,11 @@ class Engine:
 
     def _models_for(self, example: Batch) -> tuple[Models, Objective, Precision]:
         """The models as they were last built: those of the last fit, where there was one."""
-        return self._built or self._models(lambda: example)
+        if self._built is None:
+            with self._lent():
+                self._models(lambda: example)
+        assert self._built is not None
+        return self._built
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float | None]:
         """The engine's metrics over a loader, for the student as it is now."""

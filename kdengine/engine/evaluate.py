@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,22 +14,10 @@ from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.loader import Loader
+from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.naming import placed
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
-
-
-@contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; each returns to the mode that it had."""
-    training = [module for root in modules for module in root.modules() if module.training]
-    for root in modules:
-        root.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def measure(

@@ -159,6 +159,8 @@ class Fit:
     to_batch: Callable[[Any], Batch]
     found: Flag
     position: Position = field(default_factory=Position)
+    started: int = 0
+    stepping: bool = False
     unread: dict[int, Unread] = field(default_factory=dict)
     latest: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, Any] | None = None

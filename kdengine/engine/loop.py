@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kdengine import _interrupts as interrupts
-from kdengine.api import Batch
+from kdengine.api import Batch, ConfigurationError
 from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
 from kdengine.engine.digest import HALF, MODULUS, digest
@@ -70,13 +70,14 @@ def run_epoch(fit: Fit) -> None:
             calls.epoch_start(fit.context)
     clock = Clock()
     for window in fit.feed.windows(position.epoch, position.batch):
+        before = position.step
         train_step(fit, window)
         fit.agree()
         position.batch += len(window)
         clock.items += sum(batch.size for batch in window)
-        if position.step % fit.settings.log_every == 0:
+        if passed(before, position.step, fit.settings.log_every):
             log_training(fit, clock)
-        if fit.saving or fit.stopping or fit.signal or checkpoint_due(fit):
+        if fit.saving or fit.stopping or fit.signal or checkpoint_due(fit, before):
             read_last_report(fit)
             fit.seconds += clock.lap()
             if fit.signal:
@@ -91,6 +92,7 @@ def run_epoch(fit: Fit) -> None:
 def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     """One optimizer step over a window of micro-batches; returns the report that has become readable."""
     calls, context = fit.calls, fit.step_context
+    fit.stepping = True
     context.step, context.epoch = fit.position.step, fit.position.epoch
     if fit.objective.has_schedules:
         fit.objective.advance(fit.progress())
@@ -107,6 +109,27 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     report = finish_step(fit, update(fit, scale))
     release(fit, window)
     return report
+
+
+def further_step(fit: Fit, window: list[Batch]) -> StepReport | None:
+    """A step that someone else asks for: in a loop of their own, or a callback between two steps.
+
+    Raises:
+        ConfigurationError: a step is under way.
+    """
+    if fit.stepping:
+        raise ConfigurationError(
+            "train_step was called in the middle of a step, whose gradients it would take away; call it in "
+            "kdengine_on_step_end or another hook between two steps"
+        )
+    context = fit.step_context
+    shown = {name: getattr(context, name) for name in type(context).__slots__}
+    try:
+        return train_step(fit, window)
+    finally:
+        fit.stepping = False
+        for name, value in shown.items():  # callbacks that come after this one see the step that has ended
+            setattr(context, name, value)
 
 
 def release(fit: Fit, window: list[Batch]) -> None:
@@ -228,6 +251,7 @@ def finish_step(fit: Fit, report: StepReport | None) -> StepReport | None:
         take_report(fit, report)
     fit.position.step += 1
     fit.context.step = fit.position.step
+    fit.stepping = False
     if fit.calls.step_end is not None:
         fit.note(fit.calls.step_end(fit.step_context))
     return report
@@ -304,10 +328,19 @@ def learning_rate(fit: Fit) -> float:
     return float(fit.optimizer.param_groups[0]["lr"])
 
 
-def checkpoint_due(fit: Fit) -> bool:
+def checkpoint_due(fit: Fit, before: int) -> bool:
     """Whether the policy asks for a checkpoint after this step; epochs save on their own."""
     every = fit.settings.checkpoint_every
-    return every is not None and fit.position.step % every == 0
+    return every is not None and passed(before, fit.position.step, every)
+
+
+def passed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple was reached or passed: a callback may have trained further steps.
+
+    >>> [passed(before, before + 2, 5) for before in (2, 3, 4, 5)]
+    [False, True, True, False]
+    """
+    return now // every > before // every
 
 
 class Clock:

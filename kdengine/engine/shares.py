@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kdengine.api import Batch
 from kdengine.engine import random
-from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.fit import Fit
 from kdengine.engine.forward import run_pair
+from kdengine.engine.modes import evaluation_mode
 
 
 def gradient_shares(fit: Fit, batch: Batch) -> dict[str, float]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kdengine import _files as files
 from kdengine.api import Batch, Output
 from kdengine.engine.batching import find_logits, place, to_batch
-from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.layout import DISAGREEMENT_IMAGES, DISAGREEMENTS
+from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.tensors import save_tensors
 
 

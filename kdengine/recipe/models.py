@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import random
 from kdengine.engine.batching import find_logits
-from kdengine.engine.evaluate import evaluation_mode
+from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.student_file import read_weights
 from kdengine.recipe.binder import Bound
 from kdengine.recipe.teaching import ModelPlan

@@ -18,12 +18,12 @@ from kdengine.engine import layout, rundir
 from kdengine.engine.assembly import Aligner, attached
 from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine
-from kdengine.engine.evaluate import evaluation_mode
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit
 from kdengine.engine.forward import check_outputs, run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.result import Result
 from kdengine.engine.teacher import SourceModel
 from kdengine.recipe.build import make_engine, make_source

@@ -45,8 +45,8 @@ class Peer(TeacherSource):
         return [self.module]
 
     def place(self, device: torch.device) -> None:
-        """Move it; it trains."""
-        self.module.train().to(device)
+        """Move it."""
+        self.module.to(device)
 
     def forward(self, batch: Batch) -> Any:
         """Run it, with a graph where gradients are enabled."""

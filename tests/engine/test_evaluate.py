@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import kdengine
-from kdengine.engine.evaluate import evaluation_mode
+from kdengine.engine.modes import evaluation_mode
 from tests.engine.common import engine, items, mlp
 
 

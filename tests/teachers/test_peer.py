@@ -166,7 +166,7 @@ def test_the_peer_trains_in_training_mode_and_is_measured_in_evaluation_mode():
     trained.fit(kdengine.loader(items(), 8), kdengine.loader(items(), 16, shuffle=False), epochs=1)
     assert peer.seen[-2:] == [False, False]
     assert peer.seen[:-2] == [True] * 4
-    assert peer.training
+    assert not peer.training  # as it was given
 
 
 def test_features_of_the_peer_teach_the_student_alone():
