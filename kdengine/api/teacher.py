@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,8 +16,8 @@ from kdengine.api.models import call_model, find_logits
 class TeacherSource(ABC):
     """Gives the teacher's output for a batch.
 
-    The engine runs a *frozen* source without gradients and checks that it stays as it was: in evaluation mode,
-    without ``requires_grad`` and with the same state before and after the fit. A source that declares itself
+    The engine puts the modules of a *frozen* source into evaluation mode without ``requires_grad``, runs it without
+    gradients and checks that it stays as it was, after the first step and at the end. A source that declares itself
     *evolving* (mutual learning, an average of the student) is exempt: its state joins the checkpoint.
 
     Attributes:
@@ -28,6 +28,8 @@ class TeacherSource(ABC):
             ``"sources"`` of several, or ``"nothing"`` where the source needs the student alone.
         gives_features: whether its modules run for every batch, so that features can be captured.
         gives_logits: whether :meth:`forward` returns logits themselves, rather than what a model returns.
+        ignore_buffers: of a frozen source: names or shell patterns of buffers in its modules that may change, such as
+            counters; of several modules, behind their numbers (``0.counter``). One that is not persistent may anyway.
         find_logits: finds the logits in what a model returns; the engine puts ``Engine(output=...)`` in its place.
     """
 
@@ -36,6 +38,7 @@ class TeacherSource(ABC):
     wraps: ClassVar[Literal["model", "sources", "nothing"]] = "model"
     gives_features: bool = True
     gives_logits: ClassVar[bool] = False
+    ignore_buffers: Sequence[str] = ()
     find_logits: Callable[[Any], Tensor | None] = staticmethod(find_logits)
 
     def modules(self) -> list[nn.Module]:

@@ -17,13 +17,14 @@ from kdengine.engine.batching import place
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
 from kdengine.engine.forward import check_batch, run_pair, run_student, run_teacher
+from kdengine.engine.guard import FrozenGuard, refuse_shared
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.shards import is_sharded
 from kdengine.engine.strategies import Alone, Replicated, StrategyName, unused_parameters
-from kdengine.engine.teacher import FrozenGuard, refuse_shared
+from kdengine.engine.teacher import freeze
 from kdengine.host import Dispatch, Host
 from kdengine.host.dispatch import NOTHING, SKIPPABLE
 
@@ -58,12 +59,15 @@ def make_models(
         source.prepare(student)
         if (given := _as_one(source.modules())) is not None:  # what cannot be captured is said before a module changes
             _capture_teacher(source, given, losses)
+        _refuse_shared(source, student)
         source.place(runtime.device)
+        _refuse_shared(source, student)
         modules = source.modules()
         teacher = _as_one(modules)
-        if not source.evolving or source.learns:
-            refuse_shared(modules, student)
-        guard = None if source.evolving or not modules else FrozenGuard(modules)
+        if not source.evolving:
+            for module in modules:
+                freeze(module)
+        guard = None if source.evolving or not modules else FrozenGuard(modules, source.ignore_buffers)
         teacher_features = _capture_teacher(source, teacher, losses)
     return Models(
         student=student,
@@ -77,6 +81,12 @@ def make_models(
         average=None if ema is None else make_average(student, ema),
         teach=teach,
     )
+
+
+def _refuse_shared(source: TeacherSource, student: nn.Module) -> None:
+    """Refuse a teacher that is part of the student: before it is frozen, and once its modules are made."""
+    if not source.evolving or source.learns:
+        refuse_shared(source.modules(), student)
 
 
 def _capture(module: nn.Module, losses: Mapping[str, Loss], role: Literal["student", "teacher"]) -> Capture | None:

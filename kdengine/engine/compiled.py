@@ -23,15 +23,3 @@ def guard_hooks() -> None:
     """Have whatever is compiled from here on notice its hooks; nothing where nothing was compiled."""
     if (dynamo := sys.modules.get("torch._dynamo")) is not None:
         dynamo.config.skip_nnmodule_hook_guards = False
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, DistributedDataParallel and DataParallel, whose paths a user knows."""
-    wrapped: object = module
-    while isinstance(wrapped, nn.Module):
-        module = wrapped
-        wrapped = getattr(module, "_orig_mod", module.module if isinstance(module, _WRAPPERS) else None)
-    return module
-
-
-_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)

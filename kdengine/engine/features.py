@@ -13,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from kdengine.api.batch import describe, first_tensor
 from kdengine.api.errors import ConfigurationError, LossError, in_loss
 from kdengine.api.features import INPUT, expand
-from kdengine.engine.compiled import guard_hooks, unwrapped
+from kdengine.engine.compiled import guard_hooks
+from kdengine.engine.names import unwrapped
 
 
 class Capture:

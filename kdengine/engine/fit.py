@@ -15,13 +15,13 @@ from kdengine import _interrupts as interrupts
 from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
 from kdengine.engine.features import Capture
 from kdengine.engine.feed import Feed
+from kdengine.engine.guard import FrozenGuard
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import Loggers
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.strategies import Alone
-from kdengine.engine.teacher import FrozenGuard
 from kdengine.host import Dispatch
 
 NonFinitePolicy: TypeAlias = Literal["raise", "skip", "rollback"]

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import check_outputs, run_student, run_teacher
+from kdengine.engine.guard import refusing_student
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.naming import joined
 from kdengine.engine.objective import Masks
@@ -107,6 +109,8 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     if calls.backward_end is not None:
         calls.backward_end(context)
     report = finish_step(fit, update(fit, scale))
+    if fit.models.guard is not None:
+        fit.models.guard.confirm_once()
     release(fit, window)
     return report
 
@@ -170,6 +174,8 @@ def gather_gradients(fit: Fit, window: list[Batch], scale: Tensor | float) -> No
             differentiate(fit, micro, window[micro], masks[micro], counts[micro], divisors, scale)
     differentiate(fit, len(window) - 1, window[-1], masks[-1], counts[-1], divisors, scale)
     fit.strategy.complete()
+    if fit.models.guard is not None and not fit.models.guard.tried:
+        fit.models.guard.try_forward()
     fit.sample = window[-1]
 
 
@@ -224,7 +230,8 @@ def run_models(fit: Fit, micro: int, batch: Batch) -> None:
     models, context = fit.models, fit.step_context
     context.micro, context.batch = micro, batch
     if models.teach:
-        context.output = run_teacher(models, fit.precision, batch)
+        with nullcontext() if fit.checked or models.evolving_source is not None else refusing_student(models.student):
+            context.output = run_teacher(models, fit.precision, batch)
         if fit.calls.teacher_output is not None:
             fit.calls.teacher_output(context)
         batch.teacher = context.output

@@ -78,9 +78,9 @@ class TrainingModes:
         """Say once what the modes and ``requires_grad`` of the model leave in doubt; after :meth:`enter`."""
         if names := frozen_but_moving(self.model):
             self._warn(
-                f"no parameter of the {self._role}'s {_listed(names)} trains, but running statistics in there do, as it "
-                f"is in training mode: a frozen part would change. Keep it as it is by {self._role}.train() and then "
-                f"{_called(self._role, names[0])}.eval() before the fit; modules in evaluation mode stay there"
+                f"no parameter of the {self._role}'s {_listed(names)} trains, but running statistics in there do, as "
+                f"it is in training mode: a frozen part would change. Keep it as it is by {self._role}.train() and "
+                f"then {_called(self._role, names[0])}.eval() before the fit; modules in evaluation mode stay there"
             )
         if names := trained_in_evaluation_mode(self.model):
             self._warn(

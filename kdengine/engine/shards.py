@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -21,12 +21,3 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from all processes, every one of which must ask; a whole one as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def class_name(module: nn.Module) -> str:
-    """The name of a module's class; FSDP2 puts one of its own in front.
-
-    >>> class_name(nn.Linear(1, 1))
-    'Linear'
-    """
-    return next(base.__name__ for base in type(module).__mro__ if "FSDP" not in base.__name__)

@@ -15,11 +15,10 @@ from kdengine._untrusted import shown
 from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.errors import KDEngineError
-from kdengine.engine import checkpoint, codec, random
+from kdengine.engine import checkpoint, codec, names, random
 from kdengine.engine.fit import Fit, Position
 from kdengine.engine.layout import CHECKPOINTS
 from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
-from kdengine.engine.shards import class_name
 from kdengine.ops import backend_info
 
 
@@ -52,11 +51,11 @@ def _trained(fit: Fit) -> dict[str, Any]:
     models, average = fit.models, fit.models.average
     fit.runtime.replicate_buffers(*models.moving, fit.objective.modules, *([] if average is None else [average]))
     return {
-        "student": dict(fit.models.student.state_dict()),
+        "student": names.plain_state(models.student.state_dict(), models.student),
         "optimizer": fit.optimizer.state_dict(),
         "losses": dict(fit.objective.modules.state_dict()),
         "precision": fit.precision.state_dict(),
-        "average": None if average is None else dict(average.state_dict()),
+        "average": None if average is None else names.plain_state(average.state_dict(), average.module, "module"),
         "teacher": None if models.evolving_source is None else models.evolving_source.state_dict(),
     }
 
@@ -133,7 +132,7 @@ def signature(fit: Fit) -> dict[str, Any]:
 
 
 def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
-    return {"class": class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
+    return {"class": names.class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
 
 
 def _evolution(source: TeacherSource | None) -> dict[str, Any] | None:
@@ -285,19 +284,23 @@ def _position(fit: Fit, tree: dict[str, Any]) -> Position:
 
 
 def _restore_trained(fit: Fit, tree: dict[str, Any], path: Path) -> None:
+    student, average = fit.models.student, fit.models.average
+    tree["student"] = names.fitted(tree["student"], student)
+    if average is not None and tree["average"] is not None:
+        tree["average"] = names.fitted(tree["average"], average.module, "module")
     if fit.strategy.shards:
         _spread(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     try:
-        fit.models.student.load_state_dict(tree["student"])
+        student.load_state_dict(tree["student"])
         fit.optimizer.load_state_dict(tree["optimizer"])
         for group, before in zip(fit.optimizer.param_groups, fresh, strict=True):
             check_options(group, before)
         check_optimizer(fit.optimizer)
         fit.objective.modules.load_state_dict(tree["losses"])
         fit.precision.load_state_dict(tree["precision"])
-        if fit.models.average is not None and tree["average"] is not None:
-            fit.models.average.load_state_dict(tree["average"])
+        if average is not None and tree["average"] is not None:
+            average.load_state_dict(tree["average"])
         if fit.models.evolving_source is not None:
             fit.models.evolving_source.load_state_dict(tree["teacher"])
     except (RuntimeError, ValueError, KeyError) as error:  # torch lists every tensor that differs

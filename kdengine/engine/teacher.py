@@ -1,8 +1,8 @@
-"""The frozen teacher: a live module as a source, and the guard that proves it stayed as it was."""
+"""The teacher as a source: a live module, and what else a user may give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
@@ -14,7 +14,6 @@ from kdengine.api.processes import join
 from kdengine.api.teacher import FrozenModel
 from kdengine.engine.batching import call_model, cast, device_of, move
 from kdengine.engine.compiled import compile_in_place
-from kdengine.engine.shards import local
 from kdengine.host import Host
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ class LiveTeacher(FrozenModel):
             ``"layers"`` gathers layer by layer: less memory at the peak, more messages, and no module may read the
             parameters of another.
         mesh: which processes share one copy that is sharded, for instance those of one machine; all by default.
+        ignore_buffers: names or shell patterns of buffers that may change although the teacher is frozen: counters of
+            tokens or calls, ``"*.tokens_per_expert"`` for instance.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LiveTeacher(FrozenModel):
         compile: bool = False,
         shard: bool | Literal["layers"] = False,
         mesh: DeviceMesh | None = None,
+        ignore_buffers: str | Sequence[str] = (),
     ) -> None:
         if shard and device is not None:
             raise ConfigurationError("a sharded teacher runs on the device of its process: leave device out")
@@ -56,6 +58,7 @@ class LiveTeacher(FrozenModel):
         self.compile = compile
         self.shard = shard
         self.mesh = mesh
+        self.ignore_buffers = patterns(ignore_buffers)
 
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it."""
@@ -76,6 +79,15 @@ class LiveTeacher(FrozenModel):
         home = device_of(inputs)
         output = call_model(self.module, cast(move(inputs, self.device or home), self.dtype))
         return move(output, home)
+
+
+def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names or patterns; one may be given by itself.
+
+    >>> patterns("*.counter")
+    ('*.counter',)
+    """
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def freeze(module: nn.Module) -> None:
@@ -133,75 +145,3 @@ class SourceModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return self
-
-
-class FrozenGuard:
-    """Checks that frozen modules stay frozen: cheaply at each step, to the bit over a whole fit.
-
-    Args:
-        roots: the teacher's modules; none for a cache or an evolving source.
-    """
-
-    def __init__(self, roots: Iterable[nn.Module]) -> None:
-        self.roots = list(roots)
-        self._modules = [module for root in self.roots for module in root.modules()]
-        self._before = state_hash(self.roots)
-
-    def check(self) -> None:
-        """Raise when a teacher module has been put into training mode."""
-        for module in self._modules:
-            if module.training:
-                raise ConfigurationError(
-                    f"the frozen teacher's {type(module).__name__} was put into training mode during the fit; "
-                    "a teacher that trains must be a TeacherSource with evolving = True"
-                )
-
-    def confirm(self) -> None:
-        """Raise when the teacher's parameters or buffers are not what they were at the start."""
-        if any(p.requires_grad for root in self.roots for p in root.parameters()):
-            raise ConfigurationError("a parameter of the frozen teacher was set to require a gradient during the fit")
-        if state_hash(self.roots) != self._before:
-            raise ConfigurationError(
-                "the frozen teacher's parameters or buffers changed during the fit; something else writes to them "
-                "(a shared module, a hook, an optimizer that holds its parameters)"
-            )
-
-
-def refuse_shared(roots: Iterable[nn.Module], student: nn.Module) -> None:
-    """Raise when a teacher's modules share a parameter with the student."""
-    shared = {id(p) for p in student.parameters()} & {id(p) for root in roots for p in root.parameters()}
-    if shared:
-        raise ConfigurationError(
-            f"student and teacher share {len(shared)} parameter tensors: a teacher cannot be part of the student; give "
-            "the teacher a copy (copy.deepcopy)"
-        )
-
-
-def state_hash(modules: Iterable[nn.Module]) -> int:
-    """A 64-bit hash of every parameter and buffer, computed where they live and sensitive to order.
-
-    Each tensor's bits, read as integers ``b_i``, give ``sum_i b_i * (2 i + 1)`` modulo 2**64; tensors are folded
-    in order, each step multiplying by an odd constant.
-    """
-    folded = 0
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            folded = (folded * _ODD + _tensor_hash(tensor) + 1) % 2**64
-    return folded
-
-
-_ODD = 0x9E3779B97F4A7C15
-_CHUNK = 1 << 22
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _tensor_hash(tensor: Tensor) -> int:
-    flat = local(tensor.detach()).contiguous().view(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).view(-1)
-    total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    for start in range(0, flat.numel(), _CHUNK):
-        bits = flat[start : start + _CHUNK].view(_INTEGERS[flat.element_size()]).to(torch.int64)
-        position = torch.arange(start, start + bits.numel(), device=bits.device)
-        total += (bits * (2 * position + 1)).sum()
-    return int(total) % 2**64

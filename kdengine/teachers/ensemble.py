@@ -96,6 +96,7 @@ class Ensemble(TeacherSource):
         self.temperature = temperature
         self.confidence = confidence
         self.gives_features = all(member.gives_features for member in self.members)
+        self.ignore_buffers = _numbered(self.members)
 
     def modules(self) -> list[nn.Module]:
         """The modules of all teachers, in their order."""
@@ -172,6 +173,22 @@ def _as_member(position: int, member: nn.Module | TeacherSource) -> TeacherSourc
             "frozen as a whole"
         )
     return member
+
+
+def _numbered(members: Sequence[TeacherSource]) -> list[str]:
+    """The buffers that each member lets change, by their names among the modules of all."""
+    found: list[str] = []
+    counts = [len(member.modules()) for member in members]
+    for position, member in enumerate(members):
+        start = sum(counts[:position])
+        for pattern in member.ignore_buffers:
+            number, _, rest = pattern.partition(".")
+            if counts[position] > 1 and number.isdigit():
+                pattern = f"{start + int(number)}.{rest}"
+            elif counts[position] == 1 < sum(counts):
+                pattern = f"{start}.{pattern}"
+            found.append(pattern)
+    return found
 
 
 def shares(weights: Sequence[float] | None, count: int) -> list[float]:

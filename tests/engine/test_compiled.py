@@ -11,8 +11,9 @@ from torch._dynamo.utils import counters
 
 import kdengine
 from kdengine.api.errors import LossError
-from kdengine.engine.compiled import guard_hooks, unwrapped
+from kdengine.engine.compiled import guard_hooks
 from kdengine.engine.features import Capture
+from kdengine.engine.names import unwrapped
 from kdengine.engine.teacher import LiveTeacher
 from kdengine.losses import KD, Hint
 from tests.engine.common import engine, flat, items

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import kdengine
-from kdengine.engine.teacher import LiveTeacher, state_hash
+from kdengine.engine.guard import state_hash
+from kdengine.engine.teacher import LiveTeacher
 from kdengine.losses import KD
 from tests.engine.common import INPUTS, engine, items, mlp
 
