@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdengine.engine import layout, names, rundir, shards
+from kdengine.engine import layout, rundir, shards, wrappers
 from kdengine.engine.fit import Fit
 from kdengine.engine.result import Result
 from kdengine.engine.student_file import write_weights
@@ -39,13 +39,13 @@ def _write(fit: Fit, out: Path, result: Result, summary: dict[str, Any]) -> None
     """Export the student and write the summary, each unless it is there already."""
     student, average = fit.models.student, fit.models.average
     trained = student if average is None else average.module
-    state = names.plain_state(trained.state_dict(), trained)
+    state = wrappers.plain_state(trained.state_dict(), trained)
     weights = {name: shards.whole(tensor) for name, tensor in state.items()}
 
     def write() -> None:
         concluded = _is_summary_of(rundir.read_summary(out), fit, result)
         if not (concluded and (out / layout.STUDENT).is_file()):
-            write_weights(out / layout.STUDENT, weights, {"kdengine.student": names.class_name(student)})
+            write_weights(out / layout.STUDENT, weights, {"kdengine.student": wrappers.class_name(student)})
         if not concluded:
             rundir.write_summary(out, summary)
 

@@ -14,7 +14,7 @@ from kdengine.api.batch import describe, first_tensor
 from kdengine.api.errors import ConfigurationError, LossError, in_loss
 from kdengine.api.features import INPUT, expand
 from kdengine.engine.compiled import guard_hooks
-from kdengine.engine.names import unwrapped
+from kdengine.engine.wrappers import unwrapped
 
 
 class Capture:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError
 from kdengine.api.errors import nearest
-from kdengine.engine.names import plain_state
 from kdengine.engine.shards import local
+from kdengine.engine.wrappers import plain_state
 
 SHOWN = 5
 """Most tensors that a message names."""

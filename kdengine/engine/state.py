@@ -15,7 +15,7 @@ from kdengine._untrusted import shown
 from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.errors import KDEngineError
-from kdengine.engine import checkpoint, codec, names, random
+from kdengine.engine import checkpoint, codec, random, wrappers
 from kdengine.engine.fit import Fit, Position
 from kdengine.engine.layout import CHECKPOINTS
 from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
@@ -51,11 +51,11 @@ def _trained(fit: Fit) -> dict[str, Any]:
     models, average = fit.models, fit.models.average
     fit.runtime.replicate_buffers(*models.moving, fit.objective.modules, *([] if average is None else [average]))
     return {
-        "student": names.plain_state(models.student.state_dict(), models.student),
+        "student": wrappers.plain_state(models.student.state_dict(), models.student),
         "optimizer": fit.optimizer.state_dict(),
         "losses": dict(fit.objective.modules.state_dict()),
         "precision": fit.precision.state_dict(),
-        "average": None if average is None else names.plain_state(average.state_dict(), average.module, "module"),
+        "average": None if average is None else wrappers.plain_state(average.state_dict(), average.module, "module"),
         "teacher": None if models.evolving_source is None else models.evolving_source.state_dict(),
     }
 
@@ -132,7 +132,7 @@ def signature(fit: Fit) -> dict[str, Any]:
 
 
 def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
-    return {"class": names.class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
+    return {"class": wrappers.class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
 
 
 def _evolution(source: TeacherSource | None) -> dict[str, Any] | None:
@@ -285,9 +285,9 @@ def _position(fit: Fit, tree: dict[str, Any]) -> Position:
 
 def _restore_trained(fit: Fit, tree: dict[str, Any], path: Path) -> None:
     student, average = fit.models.student, fit.models.average
-    tree["student"] = names.fitted(tree["student"], student)
+    tree["student"] = wrappers.fitted(tree["student"], student)
     if average is not None and tree["average"] is not None:
-        tree["average"] = names.fitted(tree["average"], average.module, "module")
+        tree["average"] = wrappers.fitted(tree["average"], average.module, "module")
     if fit.strategy.shards:
         _spread(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]

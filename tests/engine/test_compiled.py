@@ -13,8 +13,8 @@ import kdengine
 from kdengine.api.errors import LossError
 from kdengine.engine.compiled import guard_hooks
 from kdengine.engine.features import Capture
-from kdengine.engine.names import unwrapped
 from kdengine.engine.teacher import LiveTeacher
+from kdengine.engine.wrappers import unwrapped
 from kdengine.losses import KD, Hint
 from tests.engine.common import engine, flat, items
 
