@@ -163,6 +163,8 @@ def _why_not(which: Library) -> str:
     if failed is not None:
         return failed
     try:
+        if (reason := build.refused(which)) is not None:
+            return reason
         tools = build.find_tools(which)
     except BuildError as error:
         return str(error)

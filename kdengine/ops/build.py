@@ -16,10 +16,12 @@ from typing import NamedTuple
 import torch
 
 from kdengine._cache import cache_folder
-from kdengine.ops import sources, toolchain
+from kdengine._paths import expanded
+from kdengine.ops import sources, toolchain, trust
 from kdengine.ops.sources import Library
 from kdengine.ops.toolchain import Compiler
 
+VARIABLE = "KDENGINE_LIBRARIES"
 DURATION = {"cpu": "under a minute", "cuda": "minutes"}
 
 
@@ -52,8 +54,8 @@ class Tools(NamedTuple):
 
 def libraries_folder() -> Path:
     """Where compiled libraries are kept: `$KDENGINE_LIBRARIES`, else `libraries` in the cache folder."""
-    named = os.environ.get("KDENGINE_LIBRARIES")
-    return Path(named) if named else cache_folder() / "libraries"
+    named = os.environ.get(VARIABLE)
+    return expanded(named) if named else cache_folder() / "libraries"
 
 
 def kept() -> Iterator[Path]:
@@ -107,13 +109,39 @@ def _stem(library: Library) -> str:
 
 
 def cached(library: Library) -> Path | None:
-    """The library in the cache, if it is there. Without a compiler any will do that was built from these sources."""
+    """The library in the cache, if it is there. Without a compiler any will do that was built from these sources.
+
+    One that another user could have made or changed is none: it would run with the rights of this process.
+    """
     try:
         found = place(library, find_tools(library))
     except BuildError:
-        others = libraries_folder().glob(f"{_stem(library)}-*/{library.file}")
+        others = (path for path in _all_of(library) if refusal(path) is None)
         return max(others, key=lambda path: path.stat().st_mtime, default=None)
-    return found if found.is_file() else None
+    except OSError:  # no cache at all
+        return None
+    return found if found.is_file() and refusal(found) is None else None
+
+
+def _all_of(library: Library) -> Iterator[Path]:
+    try:
+        yield from libraries_folder().glob(f"{_stem(library)}-*/{library.file}")
+    except OSError:
+        return
+
+
+def refused(library: Library) -> str | None:
+    """Why a library that is in the cache is not loaded, or None."""
+    return next((reason for path in _all_of(library) if (reason := refusal(path)) is not None), None)
+
+
+def refusal(path: Path) -> str | None:
+    """Why a library in the cache must not be loaded, and what to do; None where it may be, or is not there yet."""
+    reason = trust.distrust(path)
+    return reason and (
+        f"{reason}; a library that others can change is not loaded: name a folder of your own with {VARIABLE}, "
+        f"or remove {path.parent}"
+    )
 
 
 def build(library: Library, *, force: bool = False) -> Path:
@@ -133,18 +161,33 @@ def build(library: Library, *, force: bool = False) -> Path:
         BuildError: it cannot be compiled.
     """
     tools = find_tools(library)
-    target = place(library, tools)
+    try:
+        target = place(library, tools)
+    except OSError as error:
+        raise BuildError(str(error)) from error
+    if (reason := refusal(target)) is not None:
+        raise BuildError(reason)
     if target.is_file() and not force:
         return target
     asked = time.time()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with _alone(target.parent):
             if not _done_meanwhile(target, asked, force):
                 _build(library, tools, target)
     except OSError as error:
-        raise BuildError(f"{target.parent} cannot be written: {error.strerror or error}") from error
+        raise BuildError(
+            f"{target.parent} cannot be written: {error.strerror or error}; name a folder that can with {VARIABLE}"
+        ) from error
     return target
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a library's folder, and the one of all libraries, such that others cannot write there."""
+    for path in (folder.parent, folder):
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            trust.protect(path)
 
 
 @contextmanager
@@ -191,6 +234,7 @@ def _build(library: Library, tools: Tools, target: Path) -> None:
             log.write_text(error.log, encoding="utf-8")
             failed.write_text(f"{error} (all of it in {log})", encoding="utf-8")
             raise BuildError(failed.read_text(encoding="utf-8")) from None
+        trust.protect(made)
         made.replace(target)
     _tell(f"compiled in {time.monotonic() - started:.0f} s: {target}")
 

@@ -15,7 +15,7 @@ from kdengine.engine.loader import Loader
 from kdengine.recipe.data import Data, make_data
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.run import student_fit as train_student
-from kdengine.recipe.teacher import Teacher, cached_at, untrained_teacher
+from kdengine.recipe.teacher import Teacher, cached_at, check_cache, untrained_teacher
 from kdengine.recipe.teacher import teacher_fit as train_teacher
 from kdengine.recipe.teaching import ModelPlan
 
@@ -84,6 +84,7 @@ def estimate(plan: Plan) -> Estimate:
     Raises:
         KDEngineError: what a run would be refused for.
     """
+    check_cache(plan)
     data = make_data(plan)
     fits: list[FitEstimate] = []
     teacher = untrained_teacher(plan, data)

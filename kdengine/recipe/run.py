@@ -34,7 +34,7 @@ from kdengine.recipe.models import load_weights, make_model, teaching_model
 from kdengine.recipe.plan import Plan
 from kdengine.recipe.schema import Recipe
 from kdengine.recipe.summary import aggregate, entry, read_complete
-from kdengine.recipe.teacher import Teacher, get_teacher, teacher_fit, untrained_teacher
+from kdengine.recipe.teacher import Teacher, check_cache, get_teacher, teacher_fit, untrained_teacher
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     if (done := on_main(lambda: finished(plan, options.out, seeds))) is not None:
         options.say(f"{options.out} is already finished: nothing to do")
         return done
+    on_main(lambda: check_cache(plan))
     data = make_data(plan)
     rehearse(plan, data)
     on_main(lambda: files.write_text(options.out / layout.RECIPE, dump(plan.recipe)))

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from kdengine import _files as files
-from kdengine._cache import cache_folder
+from kdengine._cache import cache_folder, why_unwritable
 from kdengine._locks import Busy, locked
 from kdengine._version import __version__
-from kdengine.api import CheckpointError
+from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.api.processes import join
 from kdengine.engine import layout, rundir
 from kdengine.engine.engine import Engine
@@ -163,6 +163,22 @@ def teacher_fit(
     loader = training_loader(plan, dataset, batch_size=batch_size, seed=training.seed)
     engine = teacher_engine(plan, data, model, module, out=out, steps_per_epoch=len(loader), loggers=loggers)
     return engine, loader
+
+
+def check_cache(plan: Plan) -> None:
+    """Refuse a run whose teacher is to be trained into a cache that cannot be written.
+
+    Raises:
+        ConfigurationError: it cannot; the message says how to name another one.
+    """
+    if plan.teacher is None or all(model.table.train is None for model in plan.teacher.models):
+        return
+    try:
+        reason = why_unwritable(teachers_folder())
+    except OSError as error:
+        reason = str(error)
+    if reason is not None:
+        raise ConfigurationError(reason)
 
 
 def cached_at(plan: Plan, data: Data, model: ModelPlan) -> Path:

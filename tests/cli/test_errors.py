@@ -48,7 +48,7 @@ def test_a_wrong_environment_is_refused_before_anything_is_written(kd, place, mo
     assert code == 2
     assert f"{variable} must be one of" in err
     assert "Traceback" not in err
-    assert not (place / "runs").exists()
+    assert not list(place.glob("runs/*"))
 
 
 def test_all_problems_of_a_recipe_come_at_once_with_their_lines(kd, place):
@@ -141,3 +141,14 @@ def test_without_a_command_comes_the_help(kd):
     code, out, _ = kd()
     assert code == 0
     assert "Usage: kdengine" in out
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(kd, place, monkeypatch, command):
+    (place / "file").write_text("")
+    monkeypatch.setenv("KDENGINE_CACHE", str(place / "file" / "cache"))
+    code, _, err = kd(command, "small.toml")
+    assert code == 2
+    assert "name a folder that can be written with KDENGINE_CACHE" in err
+    assert "resume" not in err
+    assert not list(place.glob("runs/*"))
