@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,51 +15,114 @@ from kdengine.api.models import find_logits as find_logits
 from kdengine.api.structure import cast as cast
 from kdengine.api.structure import join_items, positions, slice_items
 from kdengine.api.structure import move as move
-from kdengine.engine.loader import Indexed, Share, bounds
+from kdengine.engine.loader import Indexed, Share, WithIndex, bounds
 
 LABEL_KEYS = ("labels", "label", "targets")
 _SEQUENCES = (tuple, list)
 _PER_ITEM = ("inputs", "labels", "index", "mask", "weights")
 
 
-def to_batch(data: Any) -> Batch:
-    """Read a loader's item: (input, labels[, index]), a mapping of keyword inputs, or a bare tensor.
+class Reader:
+    """Reads a loader's item as a batch.
 
-    Raises:
-        ConfigurationError: the item is of no known form; the message lists what was seen.
+    Known are (input, labels[, index]), a mapping of keyword inputs with the labels under one of ``LABEL_KEYS``, a bare
+    tensor and a :class:`Batch`. The index that :func:`kdengine.loader` knows goes to the batch beside them.
+
+    Args:
+        own: the user's function, ``fn(item)``: it gets just what the collate function, or a loader of the user's, made.
     """
-    index = None
-    if isinstance(data, Indexed):
-        if not data.counts:
-            return uncounted(to_batch(Indexed(data.data, data.index)))
-        data, index = data.data, data.index
+
+    def __init__(self, own: Callable[[Any], Batch] | None = None) -> None:
+        self.own = own
+
+    def __call__(self, item: Any) -> Batch:
+        """The batch.
+
+        Raises:
+            ConfigurationError: the item is of no known form; the message lists what was seen.
+        """
+        data, index, counts = item, None, True
+        if isinstance(item, Indexed):
+            data, index, counts = item.data, item.index, item.counts
+        elif isinstance(item, WithIndex):
+            data, index = item.data, item.positions
+        batch = _read(data, index) if self.own is None else self._by_function(self.own, data)
+        if index is not None and batch.index is None and len(index) == batch.size:
+            batch = batch.replace(index=index)
+        return batch if counts else uncounted(batch)
+
+    def _by_function(self, own: Callable[[Any], Batch], data: Any) -> Batch:
+        batch = own(data)
+        if not isinstance(batch, Batch):
+            raise ConfigurationError(
+                f"Engine(batch=fn): fn returned {describe(batch)}; expected a kdengine.Batch, such as "
+                "kdengine.Batch(inputs, labels)"
+            )
+        return batch
+
+
+to_batch = Reader()
+"""Reads the forms that are known."""
+
+
+def _read(data: Any, index: Tensor | None) -> Batch:
+    """A batch of an item of a known form."""
     if isinstance(data, _SEQUENCES) and 1 <= len(data) <= 3:
         inputs, labels, given = (*data, None, None)[:3]
-        return Batch(inputs, _as_labels(labels), index if given is None else given)
+        batch = Batch(inputs, _as_labels(labels))
+        return batch if given is None else batch.replace(index=_as_index(given, batch.size, index))
     if isinstance(data, Batch):
         return data
     if isinstance(data, Tensor):
-        return Batch(data, index=index)
+        return Batch(data)
     if isinstance(data, Mapping):
-        return _from_mapping(data, index)
+        return _from_mapping(data)
     raise ConfigurationError(
         f"the loader yielded {describe(data)}; expected (input, labels[, index]), a mapping of keyword inputs with "
-        f"one of {LABEL_KEYS}, or a tensor. Pass Engine(batch=fn), where fn(item) returns a kdengine.Batch"
+        f"one of {LABEL_KEYS}, or a tensor. Pass Engine(batch=fn), where fn(item) returns a kdengine.Batch, for "
+        "instance lambda item: kdengine.Batch(item[0], item[1])"
     )
 
 
-def _from_mapping(data: Mapping[str, Any], index: Tensor | None) -> Batch:
+def _from_mapping(data: Mapping[str, Any]) -> Batch:
     key = next((key for key in LABEL_KEYS if key in data), None)
     inputs = {name: value for name, value in data.items() if name != key}
     if not inputs:
         raise ConfigurationError(f"the loader yielded {describe(data)}: no inputs beside the labels")
-    return Batch(inputs, None if key is None else _as_labels(data[key]), index)
+    return Batch(inputs, None if key is None else _as_labels(data[key]))
 
 
 def _as_labels(labels: Any) -> Tensor | None:
     if labels is None or isinstance(labels, Tensor):
         return labels
     raise ConfigurationError(f"expected labels as a tensor, got {describe(labels)}; pass Engine(batch=fn)")
+
+
+def _as_index(given: Any, size: int, known: Tensor | None) -> Tensor:
+    """The third part of an item as the items' index.
+
+    Args:
+        given: the third part.
+        size: number of items.
+        known: the index that the loader itself knows, or None.
+
+    Raises:
+        ConfigurationError: it is no index: of another type or shape, negative, or the same for items that differ.
+    """
+    if not isinstance(given, Tensor) or given.dtype != torch.int64 or given.shape != (size,):
+        wrong = f"expected int64 ({size},)"
+    elif size and int(given.min()) < 0:
+        wrong = f"an index is not negative, got {int(given.min())}"
+    elif known is not None and torch.unique(given).numel() < torch.unique(known).numel():
+        wrong = "different items have the same value"
+    else:
+        return given
+    raise ConfigurationError(
+        f"an item has a third part, {describe(given)}, which is read as the positions of the items in the data "
+        f"set, but is none: {wrong}. Say what it is: sample weights by "
+        "Engine(batch=lambda item: kdengine.Batch(item[0], item[1], weights=item[2])); leave out what no loss needs by "
+        "Engine(batch=lambda item: kdengine.Batch(item[0], item[1]))"
+    )
 
 
 def device_of(inputs: Any) -> torch.device:

@@ -45,11 +45,12 @@ from kdengine.engine.assembly import (
 )
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
-from kdengine.engine.evaluate import measure
+from kdengine.engine.evaluate import check_evaluation, measure
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models, NonFinitePolicy, Settings
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.ledger import Flag, Ledger, Means
+from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
 from kdengine.engine.metrics import MetricLike, make_metrics
 from kdengine.engine.modes import TrainingModes, lent
@@ -179,7 +180,7 @@ class Engine:
             raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
         self.strategy: StrategyName = strategy
         self.precision_name: PrecisionName = precision
-        self._to_batch = batch or batching.to_batch
+        self._to_batch = batching.Reader(batch)
         self._find_logits = output or batching.find_logits
         if nonfinite == "rollback" and out is None:
             raise ConfigurationError(
@@ -234,6 +235,7 @@ class Engine:
         """
         if epochs < 1:
             raise ConfigurationError(f"epochs must be at least 1, got {epochs}")
+        check_evaluation(evaluation, -(-epochs // max(1, self.settings.evaluate_every)))
         self._claim(resume)
         feed = self._feed(train_loader, steps_per_epoch, sharded=sharded)
         self._fit = None
@@ -433,6 +435,9 @@ class Engine:
         Returns:
             ``loss`` and each term's mean; on an accelerator those of the step before (empty at first).
         """
+        micro_batches = list(micro_batches)
+        if not micro_batches:
+            raise ConfigurationError("train_step takes the micro-batches of one optimizer step, at least one; got none")
         if self._running:
             return self._further_step(micro_batches)
         with self._lent():
@@ -511,8 +516,18 @@ class Engine:
         return self._built
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float | None]:
-        """The engine's metrics over a loader, for the student as it is now."""
-        models, _, precision = self._models_for(self._to_batch(next(iter(loader))))
+        """The engine's metrics over a loader, for the student as it is now.
+
+        The loader is read once, so it may be a generator.
+        """
+        if self._built is None:
+            whole = isinstance(loader, Loader)
+            feed = Feed(loader, 1, self._to_batch, None if whole else 1, processes=self.runtime.processes, sharded=True)
+            with self._lent():
+                self._models(feed.example)
+            loader = loader if whole else feed.reopened()
+        assert self._built is not None
+        models, _, precision = self._built
         return measure(
             loader,
             self.metrics,

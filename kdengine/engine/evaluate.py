@@ -14,6 +14,7 @@ from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.loader import Loader
+from kdengine.engine.loaders import reads_once
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.naming import placed
 from kdengine.engine.precision import Precision
@@ -69,6 +70,19 @@ def measure(
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
     return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def check_evaluation(evaluation: Any, times: int) -> None:
+    """Refuse an iterator that is read to its end by the first of several evaluations.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if times > 1 and not callable(evaluation) and reads_once(evaluation):
+        raise ConfigurationError(
+            f"the evaluation loader is a {type(evaluation).__name__}, which is read once, but the fit evaluates "
+            f"{times} times; give what begins anew: a loader, or a list of the batches"
+        )
 
 
 def unlabelled(batch: Batch) -> Batch:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.api.processes import ALONE, Processes
 from kdengine.engine import random
 from kdengine.engine.batching import take, uncounted
 from kdengine.engine.loader import WHOLE, Loader, Share
+from kdengine.engine.loaders import check_index, known_batches, restarted
 
 
 class Feed:
@@ -28,7 +33,7 @@ class Feed:
         loader: what the user gave to ``fit``.
         accumulate: micro-batches per optimizer step.
         to_batch: reads a loader's item as a batch.
-        steps_per_epoch: optimizer steps per epoch of a loader without a length.
+        steps_per_epoch: optimizer steps per epoch: of a loader without a length, or fewer than one with a length gives.
         processes: the processes that train together.
         sharded: whether a loader that does not say so gives every process batches of its own.
     """
@@ -53,11 +58,15 @@ class Feed:
         self.accumulate = accumulate
         self.to_batch = to_batch
         self.epoch_state: dict[str, Any] | None = None
+        self._peeked: tuple[Iterator[Any] | None, list[Any]] = (None, [])
+        self._example: Batch | None = None
+        self._checked = self._told_short = False
+        self.asked = steps_per_epoch is not None
         self.steps_per_epoch = self._count_steps(steps_per_epoch)
 
     def _count_steps(self, given: int | None) -> int:
         if given is not None:
-            return given
+            return self._check_steps(given)
         try:
             batches = len(self.loader)  # type: ignore[arg-type]
         except TypeError:
@@ -68,6 +77,23 @@ class Feed:
         if batches == 0:
             raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch: its length is 0")
         (steps,) = self.processes.largest([-(-batches // self.accumulate)])
+        return steps
+
+    def _check_steps(self, given: int) -> int:
+        """The number of steps that was asked for; not more than the loader is known to give."""
+        try:
+            steps = operator.index(given)
+        except TypeError:
+            steps = 0
+        if steps < 1:
+            raise ConfigurationError(f"steps_per_epoch must be a whole number of at least 1, got {given!r}")
+        known = known_batches(self.loader) if self.processes.world == 1 or self.exact else None
+        if known is not None and steps > -(-known // self.accumulate):
+            raise ConfigurationError(
+                f"steps_per_epoch is {steps}, but the loader {type(self.loader).__name__} gives {known} batches in an "
+                f"epoch, which make {-(-known // self.accumulate)} steps of {self.accumulate}. Leave steps_per_epoch "
+                "out, and pass more epochs for a longer training"
+            )
         return steps
 
     def read_whole(self) -> None:
@@ -97,8 +123,33 @@ class Feed:
         while count < self.steps_per_epoch and (window := self._window(stream, epoch)):
             count += 1
             yield window
-        if count == 0:
-            raise ConfigurationError(f"the loader {type(self.loader).__name__} yielded no batch in epoch {epoch + 1}")
+        if count < self.steps_per_epoch:
+            self._tell_short(count, epoch)
+
+    def _tell_short(self, steps: int, epoch: int) -> None:
+        """Refuse an epoch without a batch, or of fewer steps than asked for; warn of fewer than the length says."""
+        name = type(self.loader).__name__
+        if steps == 0:
+            once = isinstance(self.loader, Iterator) and epoch > 0
+            raise ConfigurationError(
+                f"the loader {name} yielded no batch in epoch {epoch + 1}"
+                + once
+                * "; it is an iterator, which is read once: give what begins anew at each epoch, such as a "
+                "DataLoader, a list, or an object whose __iter__ makes a new generator" * once
+            )
+        told = f"the loader {name} ended after {steps} of {self.steps_per_epoch} steps in epoch {epoch + 1}"
+        if self.asked:
+            raise ConfigurationError(
+                f"{told}, which steps_per_epoch asks for: learning rate and schedules would end in their middle. Pass "
+                f"steps_per_epoch={steps}, or a loader with more batches"
+            )
+        if not self._told_short:
+            self._told_short = True
+            warnings.warn(
+                f"{told} that its length says: learning rate and schedules reckon with more steps than there are. Pass "
+                f"fit(steps_per_epoch=...) with the number of steps there are, or correct the loader's __len__",
+                stacklevel=2,
+            )
 
     def _window(self, stream: Iterator[Any], epoch: int) -> list[Batch]:
         """The next micro-batches of a step, as many as any process has; none at the epoch's end."""
@@ -113,9 +164,11 @@ class Feed:
 
     def _read(self, item: Any, epoch: int) -> Batch:
         batch = self.to_batch(item)
-        batch.epoch = epoch
-        batch.draw = self.loader.draw(epoch) if isinstance(self.loader, Loader) else (None, epoch)
-        return batch
+        if not self._checked:
+            self._checked = True
+            check_index(batch, self.loader)
+        draw = self.loader.draw(epoch) if isinstance(self.loader, Loader) else (None, epoch)
+        return batch.replace(epoch=epoch, draw=draw)  # a batch of the user's own stays as it is
 
     def _stream(self, epoch: int, start: int) -> Iterator[Any]:
         if isinstance(self.loader, Loader):
@@ -128,22 +181,42 @@ class Feed:
             set_epoch(epoch)
         if start == 0 or self.epoch_state is None:
             self.epoch_state = random.capture()
-            return islice(iter(self.loader), start, None)
+            return islice(self._open(), start, None)
         resumed = random.capture()
         random.restore(self.epoch_state)
-        stream = iter(self.loader)
+        stream = self._open()
         for _ in islice(stream, start):
             pass
         random.restore(resumed)
         return stream
 
+    def _open(self) -> Iterator[Any]:
+        """The loader's own iterator; what :meth:`example` took from one that does not begin anew comes first."""
+        (opened, first), self._peeked = self._peeked, (None, [])
+        if self.processes.world == 1:
+            self._example = None
+        stream, anew = restarted(self.loader, opened)
+        return stream if anew else chain(first, stream)
+
+    def reopened(self) -> Iterator[Any]:
+        """The loader's items once more from the first, also after :meth:`example`."""
+        yield from self._open()
+
     def example(self) -> Batch:
-        """The first batch, read without disturbing order or random state."""
-        with random.preserved():
-            if isinstance(self.loader, Loader):
-                return self.to_batch(self.loader.example())
-            for item in self.loader:
-                return self.to_batch(item)
+        """The first batch, read once and without disturbing order or random state."""
+        if self._example is None:
+            with random.preserved():
+                self._example = self.to_batch(self._peek())
+        return self._example.without_outputs()
+
+    def _peek(self) -> Any:
+        if isinstance(self.loader, Loader):
+            return self.loader.example()
+        stream = iter(self.loader)
+        for item in stream:
+            if not isinstance(self.loader, DataLoader):  # whose workers would wait for nothing
+                self._peeked = stream, [item]
+            return item
         raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch")
 
 

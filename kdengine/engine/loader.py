@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from kdengine.api import ConfigurationError
+from kdengine.api import Batch, ConfigurationError
 from kdengine.engine import random
+from kdengine.engine.probe import draws_differ
 
 Key = tuple[int, int]
 """(epoch, index): what a sampler yields."""
@@ -32,27 +35,59 @@ class Indexed:
         index: positions in the data set.
         counts: whether the items count; not those of a process that has no item of a small batch, and gets one to
             keep it busy.
+        unsteady: whether two draws of one of the items under one seed differed.
     """
 
     data: Any
     index: Tensor
     counts: bool = True
+    unsteady: bool = False
+
+
+class WithIndex(tuple[Any, ...]):
+    """The parts that a data set gives and, behind them, the items' index: what a loader yields in a loop of one's own.
+
+    An engine that is given it tells the index from the parts, however many there are.
+
+    Attributes:
+        data: the parts, as the collate function made them.
+        positions: of the items in the data set.
+    """
+
+    data: Any
+    positions: Tensor
+
+    @classmethod
+    def of(cls, item: Indexed) -> WithIndex:
+        """The parts and the index of a batch."""
+        made = cls((*item.data, item.index))
+        made.data, made.positions = item.data, item.index
+        return made
 
 
 class SeededDataset(Dataset[Any]):
     """Serves samples by (epoch, index), each drawn under a random state of its own.
 
     A data set without randomness (``random = False``, and no ``transform`` or one with ``random = False``) is not
-    seeded at all, and one that holds ``tensors`` and has no transform is indexed in one call.
+    seeded at all, and one whose items are the rows of tensors (:func:`tensors_of`) is indexed in one call.
     """
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset = dataset
         self.seed = seed
         self.collate = collate
-        transform = getattr(dataset, "transform", None)
-        self.plain = not getattr(dataset, "random", True) and not getattr(transform, "random", transform is not None)
-        self.tensors: tuple[Tensor, ...] | None = getattr(dataset, "tensors", None) if transform is None else None
+        self._probed = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether neither the data set nor its transform says that it draws."""
+        transform = getattr(self.dataset, "transform", None)
+        return not getattr(self.dataset, "random", True) and not getattr(transform, "random", transform is not None)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """Tensors whose rows are what the collate function would make of the items, or None."""
+        return tensors_of(self.dataset) if self.collate is default_collate else None
 
     @property
     def varies(self) -> bool:
@@ -65,16 +100,39 @@ class SeededDataset(Dataset[Any]):
     def __getitems__(self, keys: Sequence[Key]) -> Indexed:
         """A whole collated batch; the random state of the process is left as it was found."""
         index = torch.tensor([position for _, position in keys])
-        if self.tensors is not None:
-            return Indexed(tuple(tensor[index] for tensor in self.tensors), index)
+        if (tensors := self.tensors) is not None:
+            return Indexed(tuple(tensor[index] for tensor in tensors), index)
+        unsteady = self._is_unsteady(*keys[0])
         if self.plain:
-            return Indexed(self.collate([self.dataset[position] for _, position in keys]), index)
+            return Indexed(self.collate([self.dataset[position] for _, position in keys]), index, unsteady=unsteady)
         with random.preserved():
-            return Indexed(self.collate([self._sample(epoch, position) for epoch, position in keys]), index)
+            samples = [self._sample(epoch, position) for epoch, position in keys]
+            return Indexed(self.collate(samples), index, unsteady=unsteady)
+
+    def _is_unsteady(self, epoch: int, position: int) -> bool:
+        """Whether an item differs between two draws under one seed; looked at once in each process."""
+        if self._probed:
+            return False
+        self._probed = True
+        return draws_differ(self.dataset, lambda: self._sample(epoch, position))
 
     def _sample(self, epoch: int, position: int) -> Any:
         random.seed_host(self.seed, "sample", epoch, position)
         return self.dataset[position]
+
+
+def tensors_of(dataset: Any) -> tuple[Tensor, ...] | None:
+    """Tensors whose rows are a data set's items, so that a batch is taken in one call; None where there are none.
+
+    A ``TensorDataset`` has them, unless a subclass makes its items in its own way, and a data set that says so by an
+    attribute ``indexed_tensors`` while it has no transform.
+    """
+    if getattr(dataset, "transform", None) is not None:
+        return None
+    if getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__:
+        return tuple(dataset.tensors)
+    found: tuple[Tensor, ...] | None = getattr(dataset, "indexed_tensors", None)
+    return found
 
 
 def bounds(items: int, share: Share) -> tuple[int, int]:
@@ -108,14 +166,17 @@ class EpochBatches:
         return full + bool(rest and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[Key]]:
+        return self._from(self.epoch, self.start, self.share)  # read now: another iteration may begin before the first
+
+    def _from(self, epoch: int, start: int, share: Share) -> Iterator[list[Key]]:
         order: Sequence[int] = range(self.items)
         if self.shuffle:
-            order = torch.randperm(self.items, generator=random.generator(self.seed, "order", self.epoch)).tolist()
-        for batch in range(self.start, len(self)):
+            order = torch.randperm(self.items, generator=random.generator(self.seed, "order", epoch)).tolist()
+        for batch in range(start, len(self)):
             begin = batch * self.batch_size
-            first, last = bounds(self.size(batch), self.share)
+            first, last = bounds(self.size(batch), share)
             chosen = order[begin + first : begin + max(last, first + 1)]  # an item to keep busy where there is none
-            yield [(self.epoch, position) for position in chosen]
+            yield [(epoch, position) for position in chosen]
 
     def size(self, batch: int) -> int:
         """Items of a batch over all processes."""
@@ -125,9 +186,9 @@ class EpochBatches:
 class Loader:
     """A data loader whose batches do not depend on workers, on resume or on what else draws random numbers.
 
-    Iterating over it gives ``(input, labels, index)`` for a data set of tuples, and what the collate function
-    returns for any other. Every full iteration moves on to the next epoch; :meth:`batches` asks for any epoch,
-    from any batch on, without reading the ones before.
+    Iterating over it gives ``(input, labels, index)`` for a data set of tuples (the index behind all the parts that
+    the data set has), and what the collate function returns for any other. Every iteration moves on to the next epoch;
+    :meth:`batches` asks for any epoch, from any batch on, without reading the ones before.
     """
 
     def __init__(
@@ -147,14 +208,21 @@ class Loader:
         self.epoch = 0
         self.order = EpochBatches(len(dataset), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last)
         self._samples = SeededDataset(dataset, seed, collate)
-        self._loader: DataLoader[Any] = DataLoader(
+        self._workers = workers
+        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._loader = self._make(persistent=workers > 0)
+        self._latest: weakref.ref[Any] | None = None
+        self._told = False
+
+    def _make(self, *, persistent: bool) -> DataLoader[Any]:
+        return DataLoader(
             self._samples,
             batch_sampler=self.order,
             collate_fn=_as_is,
             worker_init_fn=_leave_to_parent,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            num_workers=self._workers,
+            persistent_workers=persistent,
+            pin_memory=self._pin_memory,
             generator=torch.Generator(),  # else making an iterator would draw from the student's generator
         )
 
@@ -162,14 +230,37 @@ class Loader:
         return len(self.order)
 
     def batches(self, epoch: int, start: int = 0, share: Share = WHOLE) -> Iterator[Indexed]:
-        """The batches of one epoch from batch ``start`` on, or a share of each."""
+        """The batches of one epoch from batch ``start`` on, or a share of each; several may be read by turns."""
         self.order.epoch, self.order.start, self.order.share = epoch, start, share
-        return iter(self._loader) if share == WHOLE else self._shares(iter(self._loader), start, share)
+        loader = self._loader if self._workers == 0 or not self._is_open() else self._make(persistent=False)
+        stream = self._serve(iter(loader), start, share)
+        self._latest = weakref.ref(stream)
+        return stream
 
-    def _shares(self, stream: Iterator[Indexed], start: int, share: Share) -> Iterator[Indexed]:
+    def _is_open(self) -> bool:
+        """Whether somebody still reads from the workers: they serve one iteration at a time."""
+        stream = None if self._latest is None else self._latest()
+        return stream is not None and stream.gi_frame is not None
+
+    def _serve(self, stream: Iterator[Indexed], start: int, share: Share) -> Generator[Indexed]:
         for batch, item in enumerate(stream, start):
             first, last = bounds(self.order.size(batch), share)
-            yield replace(item, counts=first < last)
+            yield self._noted(item if first < last else replace(item, counts=False))
+
+    def _noted(self, item: Indexed) -> Indexed:
+        """The item; a data set that cannot be seeded is named once."""
+        if item.unsteady and not self._told:
+            self._told = True
+            warnings.warn(
+                f"two draws of one item of the data set {type(self.dataset).__name__} under one seed differ: it, or a "
+                "transform, draws from a random generator of its own, which kdengine cannot seed. So batches depend on "
+                "the number of workers, a resume is not exact, and a teacher's cache does not hold. Draw from torch, "
+                "random or numpy.random themselves, or seed the generator in __getitem__ from what kdengine has set: "
+                "rng = numpy.random.default_rng(torch.initial_seed()), or of albumentations "
+                "transform.set_random_seed(torch.initial_seed() % 2**32)",
+                stacklevel=3,
+            )
+        return item
 
     def draw(self, epoch: int) -> tuple[int, int] | None:
         """What the inputs of an epoch depend on beside the index: (seed, epoch), or nothing where they never change."""
@@ -177,12 +268,14 @@ class Loader:
 
     def example(self) -> Indexed:
         """The first items of the data set as a batch, read in this process."""
-        return self._samples.__getitems__([(0, position) for position in range(min(len(self._samples), 8))])
+        return self._noted(
+            self._samples.__getitems__([(0, position) for position in range(min(len(self._samples), 8))])
+        )
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         for item in self.batches(epoch):
-            yield (*item.data, item.index) if isinstance(item.data, tuple | list) else item.data
+            yield _in_a_loop(item)
 
 
 def loader(dataset: Any, batch_size: int, **options: Any) -> Loader:
@@ -224,6 +317,15 @@ def check_dataset(dataset: Any, batch_size: int, drop_last: bool) -> None:
 def _leave_to_parent(_worker: int) -> None:
     """Ctrl-C reaches the workers too; what becomes of them is the main process's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_a_loop(item: Indexed) -> Any:
+    """A batch as a loop of one's own gets it."""
+    if isinstance(item.data, tuple | list):
+        return WithIndex.of(item)
+    if isinstance(item.data, Batch) and item.data.index is None and item.data.size == len(item.index):
+        return item.data.replace(index=item.index)
+    return item.data
 
 
 def _as_is(batch: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdengine.api import ConfigurationError
 from kdengine.engine import random
+from kdengine.engine.loader import tensors_of
 
 UNLABELLED = -100
 """The label that torch's cross-entropy ignores by default."""
@@ -44,9 +45,9 @@ class Labelled:
         return getattr(self.dataset, "transform", None)
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor] | None:
+    def indexed_tensors(self) -> tuple[Tensor, ...] | None:
         """Inputs and labels, where the wrapped data set is held in memory."""
-        tensors = getattr(self.dataset, "tensors", None)
+        tensors = tensors_of(self.dataset)
         return None if tensors is None else (tensors[0], self.labels)
 
     def __len__(self) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import kdengine
 from kdengine.engine import random
 from kdengine.engine.batching import to_batch
 from kdengine.engine.feed import Feed
-from tests.engine.common import engine, items
+from kdengine.losses import CE, Hint
+from tests.engine.common import engine, flat, items, mlp
 
 
 def shuffling(workers: int = 0) -> torch.utils.data.DataLoader:
@@ -69,3 +71,121 @@ def test_a_loader_without_length_needs_the_number_of_steps():
     with pytest.raises(kdengine.ConfigurationError, match="steps_per_epoch"):
         engine().fit(Endless(), epochs=1)
     assert engine().fit(Endless(), epochs=2, steps_per_epoch=3).steps == 6
+
+
+def batches(count: int = 4) -> list:
+    return list(zip(*(part.split(4) for part in items(4 * count).tensors), strict=True))
+
+
+class Restarts:
+    """An iterator of the user's own that begins anew when it is asked to."""
+
+    def __iter__(self):
+        self.left = iter(batches())
+        return self
+
+    def __next__(self):
+        return next(self.left)
+
+
+class Goes(Restarts):
+    """One that never begins anew."""
+
+    def __init__(self):
+        super().__iter__()
+
+    def __iter__(self):
+        return self
+
+
+class Shares:
+    """Gives the iterator that it keeps."""
+
+    def __init__(self):
+        self.kept = iter(batches())
+
+    def __iter__(self):
+        return self.kept
+
+
+def generator():
+    yield from batches()
+
+
+@pytest.mark.parametrize("make", [Restarts, Goes, Shares, generator, lambda: map(tuple, batches()), lambda: batches()])
+def test_no_kind_of_loader_loses_a_batch_to_a_look_ahead(make):
+    feed = Feed(make(), 1, to_batch, 4)
+    assert torch.equal(feed.example().inputs, batches()[0][0])
+    read = torch.cat([window[0].inputs for window in feed.windows(0)])
+    assert torch.equal(read, items(16).tensors[0])
+
+
+@pytest.mark.parametrize("make", [Restarts, Goes, Shares, generator, lambda: map(tuple, batches()), lambda: batches()])
+@pytest.mark.parametrize("losses", [{"ce": CE()}, {"hint": Hint("0", "0")}], ids=["nothing to set up", "set up"])
+def test_an_evaluation_counts_every_item_of_any_kind_of_loader(make, losses):
+    seen = []
+
+    def count(logits, labels):
+        seen.append(labels)
+        return torch.ones(len(labels))
+
+    measured = engine(losses=losses, weights={}, metrics={"n": count})
+    measured.evaluate(make())
+    assert torch.equal(torch.cat(seen), items(16).tensors[1])
+
+
+def test_an_iterator_is_not_taken_for_data_of_several_epochs():
+    with pytest.raises(kdengine.ConfigurationError, match="no batch in epoch 2; it is an iterator, which is read once"):
+        engine().fit(generator(), epochs=2, steps_per_epoch=4)
+    with pytest.raises(kdengine.ConfigurationError, match=r"evaluation loader is a generator.*evaluates 2 times"):
+        engine(metrics={"top1": "top1"}).fit(batches(), generator(), epochs=2)
+    assert engine(metrics={"top1": "top1"}, evaluate_every=2).fit(batches(), generator(), epochs=2).metrics
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "3"])
+def test_a_number_of_steps_that_is_none_is_refused(steps):
+    with pytest.raises(kdengine.ConfigurationError, match=f"steps_per_epoch must be .* at least 1, got {steps!r}"):
+        engine().fit(batches(), epochs=1, steps_per_epoch=steps)
+
+
+@pytest.mark.parametrize("make", [batches, lambda: DataLoader(items(16), 4), lambda: kdengine.loader(items(16), 4)])
+def test_more_steps_than_a_loader_has_are_refused_before_training(make):
+    student = mlp()
+    before = flat(student).clone()
+    with pytest.raises(kdengine.ConfigurationError, match=r"steps_per_epoch is 3, .* 4 batches .* 2 steps"):
+        engine(student, accumulate=2).fit(make(), epochs=1, steps_per_epoch=3)
+    assert torch.equal(flat(student), before)
+    assert engine(accumulate=2).fit(make(), epochs=2, steps_per_epoch=1).steps == 2
+
+
+def test_a_loader_that_ends_before_the_steps_that_were_asked_for_is_an_error():
+    class Short:
+        def __iter__(self):
+            return generator()
+
+    with pytest.raises(kdengine.ConfigurationError, match=r"ended after 4 of 60 steps in epoch 1.*steps_per_epoch=4"):
+        engine().fit(Short(), epochs=1, steps_per_epoch=60)
+
+
+def test_a_loader_that_gives_less_than_its_length_is_named_once():
+    class Long:
+        def __len__(self):
+            return 10
+
+        def __iter__(self):
+            return generator()
+
+    with pytest.warns(UserWarning, match="Long ended after 4 of 10 steps in epoch 1 that its length says") as told:
+        assert engine().fit(Long(), epochs=2).steps == 8
+    assert len(told) == 1
+
+
+def test_a_batch_of_the_users_own_is_left_as_it_is():
+    own = kdengine.Batch(*batches()[0])
+    engine().fit([own], epochs=2)
+    assert (own.epoch, own._student) == (None, None)
+
+
+def test_a_step_of_no_micro_batches_is_refused():
+    with pytest.raises(kdengine.ConfigurationError, match="at least one; got none"):
+        engine().train_step([])

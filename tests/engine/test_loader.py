@@ -78,3 +78,83 @@ def test_plain_iteration_gives_tuples_with_the_index_and_moves_on_by_epochs():
 def test_what_would_give_no_batch_is_refused(dataset, options, said):
     with pytest.raises(kdengine.ConfigurationError, match=said):
         kdengine.loader(dataset, **{"batch_size": 2, **options})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_iterations_over_one_loader_do_not_meet(workers):
+    loader = kdengine.loader(Noisy(), 6, seed=5, workers=workers)
+    expected = [epoch(loader, number) for number in (0, 1)]
+    first, second = loader.batches(0), loader.batches(1)
+    found = [[], []]
+    for one, other in zip(first, second, strict=True):
+        found[0].append(one.data[0])
+        found[1].append(other.data[0])
+    for rows, whole in zip(found, expected, strict=True):
+        assert torch.equal(torch.cat(rows), whole)
+    assert torch.equal(epoch(loader, 0), expected[0]), "the workers serve again"
+
+
+class OwnGenerator:
+    """Draws from a generator of its own, seeded for each item or not."""
+
+    def __init__(self, generator, seeded: bool = False, p: float = 0.0) -> None:
+        self.holder, self.seeded, self.p = {"transforms": [generator]}, seeded, p
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index):
+        (generator,) = self.holder["transforms"]
+        if self.seeded:
+            generator.seed(torch.initial_seed())
+        drawn = generator.random()
+        return torch.tensor([float(index), drawn if drawn > self.p else 0.0])
+
+
+class Torch:
+    def __init__(self):
+        self.own = torch.Generator()
+
+    def random(self):
+        return torch.rand((), generator=self.own).item()
+
+
+@pytest.mark.parametrize("make", [np.random.default_rng, random.Random, Torch, np.random.RandomState])
+@pytest.mark.parametrize("p", [0.0, 1.0], ids=["seen in the item", "hidden by luck"])
+def test_a_data_set_that_draws_from_a_generator_of_its_own_is_named_once(make, p):
+    loader = kdengine.loader(OwnGenerator(make() if make is Torch else make(3), p=p), 4)
+    with pytest.warns(UserWarning, match="OwnGenerator under one seed differ.*set_random_seed") as told:
+        list(loader), list(loader)
+    assert len(told) == 1
+
+
+def test_looking_does_not_move_the_data_sets_generator():
+    dataset = OwnGenerator(np.random.default_rng(3))
+    with pytest.warns(UserWarning, match="under one seed differ"):
+        rows = torch.cat(list(kdengine.loader(dataset, 4, shuffle=False)))
+    expected = np.random.default_rng(3)
+    assert rows[:, 1].tolist() == pytest.approx([expected.random() for _ in range(8)], rel=1e-6)
+
+
+def test_a_worker_tells_of_the_data_set_too():
+    with pytest.warns(UserWarning, match="OwnGenerator under one seed differ"):
+        list(kdengine.loader(OwnGenerator(np.random.default_rng(3)), 4, workers=1))
+
+
+class Unequal:
+    """Compares by identity."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Objects(Noisy):
+    def __getitem__(self, index):
+        return {"x": super().__getitem__(index)[0], "object": Unequal(torch.rand(2)), "nan": float("nan"), "n": np.nan}
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_can_be_seeded_is_not_named():
+    list(kdengine.loader(Noisy(), 6))
+    list(kdengine.loader(OwnGenerator(random.Random(), seeded=True), 4))
+    list(kdengine.loader(Objects(), 6, collate=lambda samples: samples))

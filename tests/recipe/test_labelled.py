@@ -40,13 +40,13 @@ def test_inputs_stay_and_hidden_labels_are_ignored_ones(plan_of):
     half = data.training_set(0.5, seed=0)
     assert isinstance(half, Labelled)
     assert len(half) == len(data.train)
-    assert half.tensors is not None
-    assert torch.equal(half.tensors[0], data.train.tensors[0])
+    assert half.indexed_tensors is not None
+    assert torch.equal(half.indexed_tensors[0], data.train.tensors[0])
     for position in range(20):
         image, label = half[position]
         assert torch.equal(image, data.train[position][0])
         assert label in (UNLABELLED, data.train[position][1])
-        assert label == half.tensors[1][position] == half.targets[position]
+        assert label == half.indexed_tensors[1][position] == half.targets[position]
 
 
 def test_everything_labelled_is_the_data_set_itself(plan_of):
