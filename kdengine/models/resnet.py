@@ -21,6 +21,9 @@ from kdengine.api import ConfigurationError
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut.
 
+    ``relu`` runs once, on the sum of branch and shortcut: ``relu:input`` is the block before its activation. (``bn2``
+    gives the branch alone.)
+
     Args:
         width_in: channels of the input.
         width: channels of the output.
@@ -36,19 +39,24 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
             self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.relu = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(B, width_in, H, W)`` to ``(B, width, H / stride, W / stride)``."""
         hidden = F.relu(self.bn1(self.conv1(inputs)))
         # nothing is done in place: a hint may have captured any of these
-        return F.relu(self.bn2(self.conv2(hidden)) + self.downsample(inputs))
+        outputs: Tensor = self.relu(self.bn2(self.conv2(hidden)) + self.downsample(inputs))
+        return outputs
 
 
 class CifarResNet(nn.Module):
     """A residual network of three stages at full, half and quarter resolution.
 
-    Submodules that hints can name: ``conv1``, ``bn1``, ``layer1``, ``layer2``, ``layer3``, ``fc``. An input
-    may have any height and width from 4 on: the last stage is averaged over whatever size is left.
+    Submodules that hints can name: ``conv1``, ``bn1``, ``layer1``, ``layer2``, ``layer3``, ``fc``, and the n blocks of
+    a stage, ``layer1.0`` to ``layer1.{n - 1}``. Losses that are published for features before the activation (OFD, AB,
+    ReviewKD) name ``bn1``, and of a block ``layer1.0.relu:input``, the sum of its branch and its shortcut.
+
+    An input may have any height and width from 4 on: the last stage is averaged over whatever size is left.
 
     Args:
         depth: layers with weights, 6n + 2.
@@ -104,11 +112,13 @@ def _variant(name: str, depth: int, widths: Sequence[int] = (16, 16, 32, 64)) ->
     def build(channels: int = 3, classes: int = 10) -> CifarResNet:
         return CifarResNet(depth, widths, channels, classes)
 
+    last = (depth - 2) // 6 - 1
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""CIFAR ResNet of {depth} layers: stem {widths[0]}, stages {", ".join(map(str, widths[1:]))}.
 
     He et al., CVPR 2016, section 4.2, with 1x1 convolutions as shortcuts, as in RepDistiller. Features to name:
-    ``conv1``, ``bn1``, ``layer1``, ``layer2``, ``layer3``, ``fc``.
+    ``conv1``, ``bn1``, ``layer1``, ``layer2``, ``layer3``, ``fc``; before the activation ``bn1`` and, of the last block
+    of a stage, ``layer1.{last}.relu:input``.
 
     Args:
         channels: channels of an input.

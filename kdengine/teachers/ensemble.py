@@ -36,10 +36,13 @@ class Ensemble(TeacherSource):
 
         c_k = (1 - exp(L_k) / sum_j exp(L_j)) / (K - 1)
 
-    where ``L_k`` is the cross-entropy of teacher k with the item's label (``"labels"``; Zhang et al. 2022: the weights
-    of predictions, as in the code they published), or the entropy of its distribution (``"entropy"``: the same formula
-    without labels, which is not of that paper). By labels, an item that has none has the fixed weights, and so has
-    every item of an evaluation.
+    where ``L_k`` is the cross-entropy of teacher k with the item's label (``"labels"``; Zhang et al. 2022, the weights
+    of predictions), or the entropy of its distribution (``"entropy"``: the same formula without labels, which is not of
+    that paper). By labels, an item that has none has the fixed weights, and so has every item of an evaluation.
+
+    The weights ``c_k`` sum to 1, as in the paper's equation. The code that was published with it divides their sum by K
+    once more: the gradient of ``kd`` here is K times that of the code's term. A weight from there (its alpha) carries
+    over divided by K.
 
     Features of teacher k are named with its number: ``"0.layer3"``. The teachers must have the same classes; each may
     have a device, a dtype and an input transform of its own, as a ``LiveTeacher``, or be a cache.

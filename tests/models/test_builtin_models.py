@@ -5,8 +5,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from kdengine.api import ConfigurationError
+from kdengine.engine.features import Capture
 from kdengine.models import RESNETS, resnet
 from kdengine.models.mlp import MLP
 from kdengine.models.torchvision import replace_heads, torchvision
@@ -72,14 +74,72 @@ def test_stages_halve_the_resolution():
 
 def test_a_captured_feature_is_not_overwritten():
     model, captured = resnet.resnet8().eval(), {}
-    for path in ("bn1", "layer1", "layer1.0.bn2"):
+    for path in ("bn1", "layer1", "layer1.0.bn2", "layer1.0.relu"):
         model.get_submodule(path).register_forward_hook(
             lambda _, __, value, path=path: captured.update({path: (value, value.clone())})
         )
     model(torch.randn(2, 3, 8, 8))
-    assert len(captured) == 3
+    assert len(captured) == 4
     for value, copy in captured.values():
         assert torch.equal(value, copy)
+
+
+def captured(model, paths, inputs):
+    """Features as a fit captures them, from the second forward on."""
+    capture = Capture(model, {"loss": paths}, "student")
+    capture.attach()
+    for _ in range(2):
+        capture.start()
+        outputs = model(inputs)
+        found = capture.take()
+    capture.remove()
+    return found, outputs
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("model", "block", "last"),
+    [
+        (resnet.resnet14, "layer1.0", "bn2"),
+        (resnet.resnet14, "layer3.1", "bn2"),
+        (resnet.resnet14, "layer2.0", "bn2"),
+        (lambda: torchvision("resnet18", classes=3), "layer3.1", "bn2"),
+        (lambda: torchvision("resnet50", classes=3), "layer2.0", "bn3"),
+    ],
+    ids=["the first", "the last", "one with a convolution as its shortcut", "basic", "a bottleneck"],
+)
+def test_the_input_of_a_blocks_relu_is_the_block_before_its_activation(model, block, last, training):
+    torch.manual_seed(0)
+    model = model().train(training)
+    shortcut = f"{block}.downsample" if model.get_submodule(block).downsample is not None else f"{block}:input"
+    paths = [f"{block}.relu:input", f"{block}.{last}", shortcut, block]
+    found, outputs = captured(model, paths, torch.randn(2, 3, 32, 32))
+    before = found[f"{block}.{last}"] + found[shortcut]
+    assert torch.equal(found[f"{block}.relu:input"], before)
+    assert torch.equal(found[block], before.relu())
+    assert (before < 0).any()
+    found[f"{block}.relu:input"].sum().backward()
+    assert model.conv1.weight.grad.any()
+    assert outputs.requires_grad
+
+
+def test_the_module_of_the_activation_changes_no_name_and_no_result():
+    torch.manual_seed(0)
+    model = resnet.resnet14().eval()
+    assert not [name for name in model.state_dict() if "relu" in name]
+    inputs = torch.randn(2, 3, 16, 16)
+    hidden = F.relu(model.bn1(model.conv1(inputs)))
+    for block in [*model.layer1, *model.layer2, *model.layer3]:
+        branch = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(hidden)))))
+        hidden = F.relu(branch + block.downsample(hidden))
+    assert torch.equal(model(inputs), model.fc(hidden.mean(dim=(-2, -1))))
+
+
+def test_every_published_resnet_says_where_its_last_blocks_are():
+    for name in RESNETS:
+        factory = getattr(resnet, name)
+        last = len(factory().layer1) - 1
+        assert f"layer1.{last}.relu:input" in factory.__doc__
 
 
 @pytest.mark.parametrize("depth", [2, 9, 18])

@@ -43,14 +43,15 @@ class AB(PairwiseLoss):
         AAAI 2019, equation 5; arXiv:1811.03233
 
     Args:
-        student: paths of modules of the student, from shallow to deep, that give features before the activation; see
-            :class:`~kdengine.losses.hints.pairs.FeatureLoss`.
+        student: paths of modules of the student, from shallow to deep, that give features before the activation: of
+            the CIFAR ResNets and of torchvision's the input of a block's ReLU, ``layer1.2.relu:input``. (``bn2`` is the
+            branch without its shortcut.) See :class:`~kdengine.losses.hints.pairs.FeatureLoss`.
         teacher: paths of modules of the teacher, as many, before the activation too.
         margin: m, above 0.
         norm: of the student's projection: ``batch`` as published, ``group`` (each item by itself) or ``none``.
 
     Example:
-        >>> AB(student=["bn1", "layer1.0.bn2"], teacher=["bn1", "layer1.2.bn2"]).margin
+        >>> AB(student="layer?.2.relu:input", teacher="layer?.8.relu:input").margin  # resnet20 under resnet56
         1.0
     """
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from kdengine.api import Batch, ConfigurationError, Output
 from kdengine.api.features import resolve
 from kdengine.api.loss import wide
-from kdengine.losses.hints.maps import require_maps, same_size
+from kdengine.losses.arguments import check_choice
+from kdengine.losses.hints.maps import POOLS, Pool, require_maps, same_size
 from kdengine.losses.hints.pairs import FeatureLoss
 
 Flows = Sequence[str] | Sequence[Sequence[str]]
@@ -47,9 +48,12 @@ class FSP(FeatureLoss):
 
     The paper trains in two stages: the student's layers by this loss alone, then all of the student by the labels.
 
+    Where the layers of a flow differ in size, the larger one is pooled. ``pool="max"`` is the paper's (max pooling,
+    section 3.2); the default, ``"average"``, is that of the comparison of Tian et al. 2020, whose weight it has.
+
     Shapes:
         maps ``(B, C, H, W)``. A layer of the student has as many channels as the teacher's; heights and widths may
-        differ. Where the first layer is larger than the last, it is average-pooled.
+        differ.
 
     References:
         Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
@@ -59,6 +63,7 @@ class FSP(FeatureLoss):
         student: paths of the first and of the last layer of a flow in the student, or several such pairs. With
             wildcards, as in ``["layer?:input", "layer?"]``, the first of one goes with the first of the other.
         teacher: as many in the teacher.
+        pool: ``average``, or ``max`` as in the paper, of the larger layer of a flow.
 
     Example:
         >>> FSP(student=["layer?:input", "layer?"], teacher=["layer?:input", "layer?"]).needs.student_features
@@ -70,10 +75,12 @@ class FSP(FeatureLoss):
 
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
 
-    def __init__(self, student: Flows, teacher: Flows) -> None:
+    def __init__(self, student: Flows, teacher: Flows, pool: Pool = "average") -> None:
         self._ends = {"student": ends(student, "student"), "teacher": ends(teacher, "teacher")}
         paths = {who: list(dict.fromkeys(path for pair in pairs for path in pair)) for who, pairs in self._ends.items()}
         super().__init__(paths["student"], paths["teacher"])
+        check_choice("fsp", "pool", pool, POOLS)
+        self.pool: Pool = pool
 
     def setup(self, example: Batch) -> None:
         """See that the flows make pairs, and that their channels agree.
@@ -93,7 +100,7 @@ class FSP(FeatureLoss):
         """The mean squared error of the matrices of each item, summed over flows, ``(B,)``."""
         errors = []
         for ours, theirs in self.flows(batch):
-            difference = matrix(ours.first, ours.last) - matrix(theirs.first, theirs.last)
+            difference = matrix(ours.first, ours.last, self.pool) - matrix(theirs.first, theirs.last, self.pool)
             errors.append(difference.square().mean(dim=(1, 2)))
         return torch.stack(errors).sum(dim=0)
 
@@ -131,14 +138,19 @@ class FSP(FeatureLoss):
         return found
 
 
-def matrix(first: Tensor, last: Tensor) -> Tensor:
-    """Inner products of channels over positions, divided by the number of positions: ``(B, C, C')``.
+def matrix(first: Tensor, last: Tensor, pool: Pool = "average") -> Tensor:
+    """Compute the inner products of channels over positions, divided by the number of positions: ``(B, C, C')``.
+
+    Args:
+        first: ``(B, C, H, W)``.
+        last: ``(B, C', H', W')``.
+        pool: how the larger one comes to the size of the smaller.
 
     Example:
         >>> matrix(torch.full((1, 1, 2, 2), 3.0), torch.ones(1, 2, 2, 2))
         tensor([[[3., 3.]]])
     """
-    first, last = (feature.flatten(2) for feature in same_size(first, last))
+    first, last = (feature.flatten(2) for feature in same_size(first, last, pool))
     return first @ last.transpose(1, 2) / first.shape[2]
 
 

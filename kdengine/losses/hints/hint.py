@@ -17,6 +17,9 @@ class Hint(FeatureLoss):
     ``1/2 || u_h(x) - r(v_g(x)) ||^2`` (Romero et al. 2015, equation 3), with the square averaged over the feature's
     elements, and the mean over pairs; r is a pair's regressor, trained with the student and left out of its export.
 
+    Public codes (RepDistiller and those after it) average the square without the paper's 1/2: ``half=False`` is theirs,
+    and so are its weights. With the default, a weight from there counts half as much: write it doubled.
+
     Shapes:
         features ``(B, ...)`` of any kind that the projector maps to one another, in float16, bfloat16 or wider.
 
@@ -29,6 +32,7 @@ class Hint(FeatureLoss):
         teacher: paths of modules of the teacher, as many.
         projector: name of a projector (``auto`` chooses by the shapes, and takes none where they are equal), or a
             factory ``fn(student_shape, teacher_shape) -> nn.Module``; each pair has its own.
+        half: whether the square has the factor 1/2 of the paper.
 
     Example:
         >>> Hint(student="layer3", teacher="layer3").needs.student_features
@@ -37,9 +41,16 @@ class Hint(FeatureLoss):
         ('layer?', 'fc:input')
     """
 
-    def __init__(self, student: Paths, teacher: Paths, projector: str | Callable[..., nn.Module] = "auto") -> None:
+    def __init__(
+        self,
+        student: Paths,
+        teacher: Paths,
+        projector: str | Callable[..., nn.Module] = "auto",
+        half: bool = True,
+    ) -> None:
         super().__init__(student, teacher)
         self.projector = projector
+        self.factor = 0.5 if half else 1.0  # no attribute half, which is a method of every module
         self.regressors = nn.ModuleList()
 
     def setup(self, example: Batch) -> None:
@@ -47,8 +58,8 @@ class Hint(FeatureLoss):
         self.regressors = self.make_projectors(example)
 
     def per_item(self, batch: Batch) -> Tensor:
-        """Half the mean squared error of each item, ``(B,)``: the mean over a feature's elements, then over pairs."""
+        """Average the squared error of each item over a feature's elements, then over pairs, ``(B,)``."""
         errors = []
         for regressor, (student, teacher) in zip(self.regressors, self.pairs(batch), strict=True):
             errors.append((regressor(student) - teacher).square().flatten(1).mean(dim=1))
-        return 0.5 * torch.stack(errors).mean(dim=0)
+        return self.factor * torch.stack(errors).mean(dim=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.losses.arguments import check_number
-from kdengine.losses.hints.maps import require_maps, same_size
+from kdengine.losses.hints.maps import pooled, require_maps
 from kdengine.losses.hints.norms import Norm, choose_norm, connector
 from kdengine.losses.hints.pairs import Pair, Paths
 from kdengine.losses.hints.pairwise import PairwiseLoss, halved
@@ -40,23 +40,29 @@ class OFD(PairwiseLoss):
     Batch normalization makes the value depend on the whole batch; with another ``norm`` the scope is ``"item"``.
 
     Shapes:
-        maps ``(B, C, H, W)``; channels may differ, and of different sizes the larger map is average-pooled.
+        maps ``(B, C, H, W)``; channels may differ. The teacher's map comes to the size of the student's, as in
+        mdistiller: average-pooled where it is larger, repeated where it is smaller. So no position of the student is
+        left out of the sum.
 
     References:
         Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, section 3;
         arXiv:1904.01866
 
     Args:
-        student: paths of modules of the student, from shallow to deep, that give features before the activation; see
+        student: paths of modules of the student, from shallow to deep, that give features before the activation: of
+            the CIFAR ResNets and of torchvision's the input of a block's ReLU, ``layer1.2.relu:input``. (``bn2`` is the
+            branch without its shortcut.) The published code takes the last block of each stage. See
             :class:`~kdengine.losses.hints.pairs.FeatureLoss`.
         teacher: paths of modules of the teacher, as many.
         margin: None to find the batch normalization before each of the teacher's features (the module itself, the last
-            one inside it, or the one before it in an ``nn.Sequential``); the paths of these normalizations, one for
-            each pair; or one number, at most 0, for all channels.
+            one inside it, the one before it in an ``nn.Sequential``, or the last one of the block that ends in the
+            activation); the paths of these normalizations, one for each pair, for blocks in which one ReLU runs behind
+            several, such as those of torchvision's resnet18 and resnet34 (``layer1.1.bn2``); or one number, at most 0,
+            for all channels.
         norm: of the student's projection: ``batch`` as published, ``group`` (each item by itself) or ``none``.
 
     Example:
-        >>> OFD(student=["bn1", "layer1.0.bn2"], teacher=["bn1", "layer1.2.bn2"]).scope
+        >>> OFD(student="layer?.2.relu:input", teacher="layer?.8.relu:input").scope  # resnet20 under resnet56
         'batch'
     """
 
@@ -78,15 +84,14 @@ class OFD(PairwiseLoss):
         """The student's projection, and the margins of the teacher's channels."""
         require_maps(*pair)
         channels, wanted = (feature.shape[1] for feature in pair)
-        margins = self._margins(names[1], wanted, example)
+        margins = self._margins(names[1], wanted, example).to(pair.teacher.dtype)
         return Projection(connector(self.norm, channels, wanted), margins.view(-1, 1, 1))
 
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module) -> Tensor:
         """The partial squared distance of each item, ``(B,)``."""
         projection = cast("Projection", learned)
-        student, teacher = same_size(student, teacher)
         projected: Tensor = projection.connector(student)
-        target = torch.maximum(teacher, projection.margins)
+        target = torch.maximum(pooled(teacher, projected.shape[-2:]), projection.margins)
         counts = (projected > target) | (target > 0)
         return torch.where(counts, (projected - target).square(), 0.0).flatten(1).sum(dim=1)
 
@@ -96,7 +101,7 @@ class OFD(PairwiseLoss):
 
     def _margins(self, path: str, channels: int, example: Batch) -> Tensor:
         if isinstance(self.margin, int | float):
-            return torch.full((channels,), float(self.margin))
+            return torch.full((channels,), float(self.margin), dtype=torch.float64)
         model = example.teacher.module
         if model is None:
             raise ConfigurationError("there is no teacher's module to read a batch normalization from; give margin")

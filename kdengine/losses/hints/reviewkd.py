@@ -38,7 +38,8 @@ class ReviewKD(PairwiseLoss):
     of which levels that are not smaller than the map are left out; those that are left have the weights 1/2, 1/4, ...
     in their order. Each item's value is the sum over pairs. The paper gives no reduction; formulas and means are those
     of the published code, whose weights on CIFAR-100 are from 0.6 to 8, mostly 5, after a linear rise over 20 epochs.
-    It takes the teacher's features before the activation.
+    It takes the teacher's features before the activation, of a CIFAR ResNet or one of torchvision
+    ``layer1.8.relu:input``, and the student's behind it.
 
     Batch normalization makes the value depend on the whole batch; with another ``norm`` the scope is ``"item"``.
 
@@ -57,7 +58,7 @@ class ReviewKD(PairwiseLoss):
         norm: ``batch`` as published, ``group`` (each item by itself) or ``none``.
 
     Example:
-        >>> ReviewKD(student=["layer?", "fc:input"], teacher=["layer?", "fc:input"]).scope
+        >>> ReviewKD(["layer?", "fc:input"], ["layer?.8.relu:input", "fc:input"]).scope  # under resnet56
         'batch'
     """
 

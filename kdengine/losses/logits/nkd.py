@@ -24,8 +24,9 @@ class NKD(Loss):
     term ``non_target``). Both terms are cross-entropies, so they are not zero where the student gives what its teacher
     gives, and the first one pulls the student's own class up even there.
 
-    N leaves the own class out, as the equation says. (The authors' code has a version whose mask is true everywhere, so
-    that its N is over all classes.)
+    N leaves the own class out, as the equation says, and as the published code does by a mask. (The mask of one of its
+    versions was true everywhere: the N of that version is over all classes.) The code adds the cross-entropy with the
+    labels, of weight 1: ``ce``.
 
     References:
         Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, section 3;

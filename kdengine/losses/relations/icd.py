@@ -20,8 +20,10 @@ class ICD(FeatureLoss):
     each row, ``G(F) = F F^T`` sums over positions, and P is a 1x1 convolution with batch normalisation where the
     numbers of channels differ, trained with the student and left out of its export.
 
-    The published code compares matrices whose rows have length 1, and divides by c: ``normalize``. Without it the
-    gradient grows with the third power of the activations: choose the weight accordingly, and not float16.
+    The published code compares matrices whose rows have length 1, and divides by c: ``normalize``. It also has P where
+    the numbers of channels are equal: ``always_project``. Together they are its loss, and its weight is theirs. Without
+    ``normalize`` the gradient grows with the third power of the activations: choose the weight accordingly, and not
+    float16.
 
     With ``batch_norm`` the scope is ``"batch"``, since the statistics are those of a micro-batch, and the value is the
     mean over items; without, it is ``"item"``: any split of a batch gives the same gradient.
@@ -36,6 +38,7 @@ class ICD(FeatureLoss):
         teacher: as many paths in the teacher; the features of a pair have equally many positions.
         normalize: whether each row of G is divided by its length, and the sum by c instead of c^2.
         batch_norm: whether P normalises over the batch.
+        always_project: whether P stands between equal numbers of channels as well.
 
     Example:
         >>> ICD("layer4", "layer4").scope, ICD("layer4", "layer4", batch_norm=False).scope
@@ -44,19 +47,31 @@ class ICD(FeatureLoss):
 
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
 
-    def __init__(self, student: Paths, teacher: Paths, normalize: bool = False, batch_norm: bool = True) -> None:
+    def __init__(
+        self,
+        student: Paths,
+        teacher: Paths,
+        normalize: bool = False,
+        batch_norm: bool = True,
+        always_project: bool = False,
+    ) -> None:
         super().__init__(student, teacher)
         self.normalize = normalize
         self.batch_norm = batch_norm
+        self.always_project = always_project
+        if always_project:
+            self.at_equality = None  # type: ignore[misc]  # what P makes of the teacher's feature is another one
         self.projections = nn.ModuleList()
         if batch_norm:
             self.scope = "batch"  # type: ignore[misc]  # a property of the arguments here, of the class elsewhere
 
     def setup(self, example: Batch) -> None:
-        """Make a projection for each pair whose numbers of channels differ."""
+        """Make a projection for each pair, by default where the numbers of channels differ."""
         pairs = [(student.shape[1], teacher.shape[1]) for student, teacher in self.channels(example)]
         self.projections = nn.ModuleList(
-            nn.Identity() if student == teacher else Projection(student, teacher, batch_norm=self.batch_norm)
+            Projection(student, teacher, batch_norm=self.batch_norm)
+            if self.always_project or student != teacher
+            else nn.Identity()
             for student, teacher in pairs
         )
 

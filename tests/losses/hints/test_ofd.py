@@ -6,9 +6,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdengine.api import ConfigurationError
+from kdengine.engine.engine import Engine
 from kdengine.losses import OFD
 from kdengine.losses.hints.ofd import expected_negative
+from kdengine.losses.hints.teacher_norms import normalization_at
+from kdengine.models.resnet import resnet8, resnet14, resnet20, resnet56
 from kdengine.testing import check_loss
+from tests.losses.papers import hints
 
 from .common import (
     PATHS,
@@ -180,6 +184,105 @@ def test_the_batch_normalization_is_found_by_the_features_path(path, expected):
     found = prepared(OFD("hidden", path), given).learned[0].margins
     module = model.get_submodule(expected)
     torch.testing.assert_close(found.flatten(), expected_negative(module.bias, module.weight.abs()).detach().double())
+
+
+class Block(nn.Module):
+    """What a block of another library holds; in which order it runs is its own."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+def numbered(*names):
+    """Normalizations of their own, and activations, by name."""
+    return {name: normalization(3, at) if name.startswith("bn") else nn.ReLU() for at, name in enumerate(names)}
+
+
+BLOCKS = {
+    "behind all": (Block(**numbered("bn1", "bn2", "relu"), downsample=nn.Identity()), "relu", "bn2"),
+    "the last of several": (Block(**numbered("bn1", "act1", "bn2", "act2")), "act2", "bn2"),
+    "of one": (Block(**numbered("relu", "bn"), downsample=nn.Sequential(normalization(3, 9))), "relu", "bn"),
+}
+"""A block, its activation, and the normalization before that."""
+
+
+@pytest.mark.parametrize(("block", "activation", "expected"), BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("end", ["", ":input"])
+def test_the_last_activation_of_a_block_runs_behind_its_last_normalization(block, activation, expected, end):
+    model = nn.ModuleDict({"layer": nn.Sequential(block)})
+    assert normalization_at(model, f"layer.0.{activation}{end}") is block.get_submodule(expected)
+
+
+@pytest.mark.parametrize(
+    ("parts", "activation"),
+    [(("bn1", "relu", "bn2"), "relu"), (("bn1", "bn2", "act1", "act2"), "act1"), (("act1", "bn1", "bn2"), "act1")],
+    ids=str,
+)
+def test_an_activation_that_may_run_behind_several_normalizations_is_not_guessed(parts, activation):
+    model = nn.ModuleDict({"layer": Block(**numbered(*parts))})
+    given = features({"hidden": (3, 2, 2)}, {f"layer.{activation}:input": (3, 2, 2)}, model=model)
+    batch = given(2, torch.Generator())
+    with pytest.raises(ConfigurationError, match=r"'layer\.bn1', 'layer\.bn2'; name the one .* 'layer\.bn2'"):
+        prepared(OFD("hidden", f"layer.{activation}:input"), batch)
+    found = prepared(OFD("hidden", f"layer.{activation}:input", margin="layer.bn2"), batch).learned[0].margins
+    second = model["layer"].bn2
+    torch.testing.assert_close(found.flatten(), expected_negative(second.bias, second.weight.abs()).double())
+
+
+@pytest.mark.parametrize("path", ["layer1.0.downsample", "layer1.0.conv1:input", "layer1.0.bn2:input", "fc:input"])
+def test_what_is_no_activation_of_a_block_has_no_normalization_before_it(path):
+    with pytest.raises(ConfigurationError, match="no batch normalization"):
+        normalization_at(resnet14(), path)
+
+
+def sum_before(seen, block):
+    return seen[f"{block}.bn2"] + seen[f"{block}.downsample"]
+
+
+def test_on_resnets_it_compares_the_sums_that_the_published_code_compares():
+    torch.manual_seed(0)
+    student, teacher = resnet8().double(), resnet14().double().requires_grad_(False).eval()
+    with torch.no_grad():
+        for at, part in enumerate(module for module in teacher.modules() if isinstance(module, nn.BatchNorm2d)):
+            part.weight.copy_(random(len(part.weight), seed=at).abs() + 0.1)
+            part.bias.copy_(random(len(part.bias), seed=at + 50))
+    paths = [f"layer{stage}" for stage in (1, 2, 3)]
+    loss = OFD("layer?.0.relu:input", "layer?.1.relu:input", norm="none")
+    engine = Engine(student, teacher, losses=[loss], loggers=[], device="cpu")
+    images = random(3, 3, 8, 8)
+    found = engine.objective(images)
+    seen = [{}, {}]
+    for model, kept in zip((student, teacher), seen, strict=True):
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda _, __, output, name=name, kept=kept: kept.update({name: output}))
+        model(images)
+    expected = 0.0
+    for at, path in enumerate(paths):
+        norm = teacher.get_submodule(path)[1].bn2
+        target = hints.margin_relu(sum_before(seen[1], f"{path}.1"), hints.ofd_margin(norm.bias, norm.weight.abs()))
+        projected = loss.learned[at].connector(sum_before(seen[0], f"{path}.0"))
+        expected = expected + 0.5 ** (2 - at) * hints.partial_l2(projected, target).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6, abs=0)
+    ours, papers = (torch.autograd.grad(value, student.conv1.weight)[0] for value in (found, expected))
+    torch.testing.assert_close(ours, papers, rtol=1e-5, atol=0.0)
+
+
+def test_the_branch_without_its_shortcut_would_be_another_loss():
+    torch.manual_seed(0)
+    student, teacher = resnet20(), resnet56().requires_grad_(False)
+    images = random(2, 3, 32, 32).float()
+
+    def gradient(path):
+        torch.manual_seed(1)
+        loss = OFD(f"layer?.2.{path}", f"layer?.8.{path}", margin=[f"layer{stage}.8.bn2" for stage in (1, 2, 3)])
+        value = Engine(student, teacher, losses=[loss], loggers=[], device="cpu").objective(images)
+        return value.item(), torch.autograd.grad(value, student.conv1.weight)[0].flatten()
+
+    (published, slope), (branch, other) = gradient("relu:input"), gradient("bn2")
+    assert published > 2 * branch
+    assert torch.nn.functional.cosine_similarity(slope, other, dim=0) < 0.8
 
 
 @pytest.mark.parametrize("path", ["stem.0", "stem.3", "head:input", "bare"])

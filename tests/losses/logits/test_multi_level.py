@@ -49,7 +49,9 @@ def values_of(loss, student, teacher):
     return [float(values[term]) for term in loss.terms]
 
 
-@pytest.mark.parametrize("options", [{}, {"temperatures": [1.0]}, {"standardize": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"temperatures": [1.0]}, {"standardize": True}, {"standardize": "all"}], ids=str
+)
 def test_the_kit_accepts_every_option(options):
     check_loss(MultiLevel, **options)
 
@@ -90,18 +92,40 @@ def test_rows_of_tokens_are_items():
     assert values_of(MultiLevel(), *dense) == values_of(MultiLevel(), student, teacher)
 
 
-def test_standardised_logits_are_seen_by_all_levels():
+def test_standardised_logits_are_seen_by_the_soft_term_alone():
     student, teacher = logits(), logits(seed=1)
-    plain = values_of(MultiLevel(standardize=True), student, teacher)
-    assert values_of(MultiLevel(standardize=True), 3 * student + 1, teacher) == pytest.approx(plain, rel=1e-5)
+    instance, *others = values_of(MultiLevel(standardize=True), student, teacher)
+    moved, *moved_others = values_of(MultiLevel(standardize=True), 3 * student + 1, teacher)
+    assert moved == pytest.approx(instance, rel=1e-5)
+    assert others == values_of(MultiLevel(), student, teacher)[1:]
+    assert moved_others == values_of(MultiLevel(), 3 * student + 1, teacher)[1:] != others
 
 
-@pytest.mark.parametrize("standardize", [False, True])
+def test_standardised_logits_are_seen_by_all_levels_where_that_is_asked_for():
+    student, teacher = logits(), logits(seed=1)
+    plain = values_of(MultiLevel(standardize="all"), student, teacher)
+    assert values_of(MultiLevel(standardize="all"), 3 * student + 1, teacher) == pytest.approx(plain, rel=1e-5)
+    assert plain[0] == values_of(MultiLevel(standardize=True), student, teacher)[0]
+
+
+@pytest.mark.parametrize(("given", "meant"), [(1, True), (0, False)])
+def test_numbers_are_taken_for_what_they_equal(given, meant):
+    student, teacher = logits(), logits(seed=1)
+    found = [values_of(MultiLevel(standardize=standardize), student, teacher) for standardize in (given, meant)]
+    assert found[0] == found[1]
+
+
+def test_an_unknown_level_to_standardise_is_refused():
+    with pytest.raises(kdengine.ConfigurationError, match="multi_level: standardize must be False, True or 'all'"):
+        MultiLevel(standardize="instance")
+
+
+@pytest.mark.parametrize("standardize", [False, True, "all"])
 def test_equal_logits_cost_nothing(standardize):
     assert_equality(MultiLevel(standardize=standardize))
 
 
-@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("standardize", [False, True, "all"])
 def test_extreme_logits_are_finite(standardize):
     assert_finite_at_extremes(MultiLevel(standardize=standardize))
 
