@@ -32,7 +32,25 @@ def test_a_loss_sees_the_weighted_mean_of_the_teachers_distributions(weights, te
     source = Ensemble([Given(answer) for answer in answers], weights=weights, temperature=temperature)
     found = source.forward(Batch(torch.zeros(6, 1)))
     expected = relations.several_teachers(answers, weights or [1.0, 1.0, 1.0], temperature)
-    torch.testing.assert_close((found / temperature).softmax(dim=-1), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close((found / temperature).softmax(dim=-1), expected, rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_confidence_gives_the_gradient_of_the_paper_and_so_many_times_that_of_its_code(temperature, members):
+    labels = torch.tensor([0, 3, 1, 4, 2, 2])
+    answers = [2.0 * logits(seed=seed) for seed in range(members)]
+    source = Ensemble([Given(answer) for answer in answers], temperature=temperature, confidence="labels")
+    student = logits(seed=9).requires_grad_()
+    teacher = source.forward(Batch(torch.zeros(6, 1), labels))
+    values = [
+        KD(temperature=temperature).per_item(batch_of(student, teacher)),
+        relations.confidence_kd(student, answers, labels, temperature),
+        members * relations.confidence_kd_code(student, answers, labels, temperature),
+    ]
+    ours, paper, code = (torch.autograd.grad(value.mean(), student)[0] for value in values)
+    torch.testing.assert_close(ours, paper, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(ours, code, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -45,10 +63,10 @@ def test_two_networks_learn_from_each_other_as_in_deep_mutual_learning(scale):
     counts = objective.count(batch, masks)
     got = objective.evaluate(batch, masks, counts, counts)[0]
     expected = torch.stack([term.mean() for term in relations.dml(*leaves, 1.0)]).sum()
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0.0)
     gradients = [torch.autograd.grad(value, leaves) for value in (got, expected)]
     for own, papers in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, papers, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(own, papers, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9])
@@ -65,4 +83,4 @@ def test_the_mean_teacher_follows_its_equation(decay):
         pairs = zip(expected, student.parameters(), strict=True)
         expected = [relations.mean_teacher(average, parameter.detach(), decay) for average, parameter in pairs]
     for own, papers in zip(source.modules()[0].parameters(), expected, strict=True):
-        torch.testing.assert_close(own, papers, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(own, papers, rtol=1e-12, atol=0.0)

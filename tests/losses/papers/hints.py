@@ -183,18 +183,30 @@ def vid_code(mu, t, alpha, eps):
     return _vid_terms(mu, t, alpha, eps).reshape(len(mu), -1).mean(-1)
 
 
-def _pooled(x, size):
-    """Average pooling of (C, H, W) to (C, size, size): bin i holds floor(i H / size) up to ceil((i + 1) H / size)."""
+def _pooled(x, size, reduce=lambda cell: cell.mean((1, 2))):
+    """Average pooling of (C, H, W) to (C, size, size), or to a (height, width).
+
+    Bin i of `size` holds floor(i H / size) up to ceil((i + 1) H / size).
+    """
     _, h, w = x.shape
+    height, width = (size, size) if isinstance(size, int) else size
     rows = []
-    for i in range(size):
-        top, bottom = i * h // size, -(-(i + 1) * h // size)
+    for i in range(height):
+        top, bottom = i * h // height, -(-(i + 1) * h // height)
         cells = []
-        for j in range(size):
-            left, right = j * w // size, -(-(j + 1) * w // size)
-            cells.append(x[:, top:bottom, left:right].mean((1, 2)))
+        for j in range(width):
+            left, right = j * w // width, -(-(j + 1) * w // width)
+            cells.append(reduce(x[:, top:bottom, left:right]))
         rows.append(torch.stack(cells, -1))
     return torch.stack(rows, -2)
+
+
+def one_size(x, y, max_=False):
+    """Both (B, C, H, W) in the smaller height and width of the two: by max pooling (Yim et al. 2017, section 3.2) or
+    by average pooling (RepDistiller)."""
+    size = tuple(min(sizes) for sizes in zip(x.shape[2:], y.shape[2:], strict=True))
+    reduce = (lambda cell: cell.flatten(1).max(1).values) if max_ else (lambda cell: cell.mean((1, 2)))
+    return tuple(torch.stack([_pooled(item, size, reduce) for item in maps]) for maps in (x, y))
 
 
 def hcl(s, t):

@@ -252,6 +252,34 @@ def several_teachers_kd(s, ts, weights, T):
     return T**2 * (p * (log_p - _log_probabilities(s, T))).sum(-1)
 
 
+def confidence_weights(ts, y):
+    """(B, K): 1 / (K - 1) (1 - exp(L_k) / sum_j exp(L_j)), L_k the cross entropy of teacher k with the label.
+
+    Zhang, Chen & Wang 2022 (CA-MKD), the weights of predictions. They add up to 1.
+    """
+    losses = [torch.stack([-_log_probabilities(t, 1)[i, int(y[i])] for i in range(len(y))]).exp() for t in ts]
+    return torch.stack([(1 - loss / sum(losses)) / (len(ts) - 1) for loss in losses], -1)
+
+
+def confidence_kd(s, ts, y, T):
+    """(B,): T^2 sum_k w_k KL(softmax(t_k / T) || softmax(s / T)) with the weights above.
+
+    Zhang et al. 2022, the loss of predictions, which is the cross entropy: another value, the same gradient.
+    """
+    weights = confidence_weights(ts, y)
+    value = 0.0
+    for k, t in enumerate(ts):
+        log_p, log_q = _log_probabilities(t, T), _log_probabilities(s, T)
+        value = value + weights[:, k] * T**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    return value
+
+
+def confidence_kd_code(s, ts, y, T):
+    """(B,): confidence_kd / K. The authors' code (Rorozhl/CA-MKD) divides the sum of the weighted divergences by the
+    number of items and by that of the teachers; its weights add up to 1 without that."""
+    return confidence_kd(s, ts, y, T) / len(ts)
+
+
 def dml(s1, s2, T):
     """(first, second), each (B,): T^2 KL(p_2 || p_1) for the first network and T^2 KL(p_1 || p_2) for the second.
 

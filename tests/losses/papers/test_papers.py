@@ -376,6 +376,15 @@ class TestRelations:
         near(relations.several_teachers([T, other], f64([[1.0, 1.0]]), 1), [[0.4, 0.25, 0.35]])
         near(relations.several_teachers_kd(S, [T], [2.0], 2.0), logits.kd(S, T, 2.0))
 
+    def test_the_weights_of_confidence_are_of_how_improbable_the_label_is(self):
+        other, third = (f64([[LOG(p), LOG(0.5), LOG(0.5 - p)]]) for p in (0.2, 0.3))
+        weights = relations.confidence_weights([T, other, third], Y)
+        inverse = [1 / 0.6, 1 / 0.2, 1 / 0.3]
+        near(weights, [[(1 - value / sum(inverse)) / 2 for value in inverse]])
+        near(weights.sum(), 1.0)
+        expected = sum(w * logits.kd(S, t, 1) for w, t in zip(weights[0], (T, other, third), strict=True))
+        near(relations.confidence_kd(S, [T, other, third], Y, 1), expected)
+
     def test_mutual_learning_trains_each_network_by_its_own_divergence_alone(self):
         a, b = S.clone().requires_grad_(), T.clone().requires_grad_()
         first, second = relations.dml(a, b, 1)
@@ -430,6 +439,7 @@ CASES = {
     "icd": (lambda x: relations.icd(x, G), F),
     "icd_code": (lambda x: relations.icd_code(x, G), F),
     "crd_nce": (lambda x: relations.crd_nce(x, UNIT[:, 0], UNIT[:, 1:], 3.0, 50, 0.5), UNIT[:, 0].roll(1, 0)),
+    "confidence_kd": (lambda x: relations.confidence_kd(x, [Z, Z.flip(0)], LABELS, 2.0), X),
     "several_teachers": (lambda x: relations.several_teachers([x, Z], [1.0, 2.0], 2.0), X),
 }
 
