@@ -40,6 +40,9 @@ def check_loss(
     * the gradient keeps its size when the temperature rises; classes without probability change nothing;
     * ``torch.compile`` changes nothing; nothing waits for an accelerator.
 
+    Tolerances are relative to the value that is expected, however small it is; only what rounding leaves of terms that
+    are about 1 (7e-15, in a gradient by finite differences 1e-10) is allowed beside.
+
     Args:
         factory: the loss's class, or a function that makes one.
         sample: ``sample(size, generator) -> Batch`` with float64 outputs, for a loss that needs other batches than

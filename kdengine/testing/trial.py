@@ -7,10 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 from kdengine.testing.case import Case
 from kdengine.testing.report import fail, require, require_finite
+
+SMALL = 1e-3
+"""A tensor below this part of the largest beside it is measured against that, as it may be a sum that cancels."""
+ROUNDING = 32 * torch.finfo(torch.float64).eps
+"""What rounding may leave of terms that are about 1, however small their sum is."""
 
 
 class DoesNotApply(Exception):  # noqa: N818
@@ -62,14 +68,20 @@ class Trial:
         return deviation <= allowed
 
     def close(self, what: str, got: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-        """Fail when two lists of tensors differ by more than a tolerance relative to the larger of 1 and their size."""
-        for one, other in zip(got, expected, strict=True):
+        """Fail when two lists of tensors differ by more than a tolerance relative to the size of what is expected.
+
+        So 0 in the place of a small value is seen. Only rounding is allowed for: a difference in the last digits of 1,
+        and of the largest tensor in the list. With a tolerance of 0 not even that.
+        """
+        sizes = [float(other.detach().abs().max()) if other.numel() else 0.0 for other in expected]
+        least = max(SMALL * max(sizes, default=0.0), ROUNDING / tolerance) if tolerance else 1.0
+        for one, other, own in zip(got, expected, sizes, strict=True):
             if one.shape != other.shape:
                 self.fail(f"{what} has shape {tuple(one.shape)}, expected {tuple(other.shape)}")
             if not one.numel():
                 continue
             worst = float((one.detach() - other.detach()).abs().max())
-            size = max(1.0, float(other.detach().abs().max()))
+            size = max(own, least)
             if not self.measure(worst / size, tolerance):
                 self.fail(f"{what} differs by {worst:.3g}; the tolerance is {tolerance * size:.3g}")
 

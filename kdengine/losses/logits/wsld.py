@@ -23,9 +23,9 @@ class WSLD(Loss):
     loss of weighted soft labels): p = softmax(t / T), q = softmax(s / T), and L_s, L_t are the cross-entropies of
     student and teacher with the label at temperature 1. The factor is 0 where L_s is, and 1 where only L_t is.
 
-    The published loss is the cross-entropy with the labels plus alpha times this one, which is its T^2 mean: alpha is
-    the weight of this loss, 2.5 in the code for ImageNet, where T is 2, beside a ``ce`` of weight 1. The code adds 1e-7
-    to L_t; here the ratio is exact.
+    The published loss is the cross-entropy with the labels plus alpha times this one: beside a ``ce`` of weight 1,
+    alpha is the weight of this loss, 2.5 in the code for ImageNet, where T is 2. The code adds 1e-7 to L_t; here the
+    ratio is exact.
 
     The factor is a constant for the gradient, as in the published code. So the gradient is not that of the value: a
     student that comes nearer to its teacher and farther from the label may have a larger value than before.

@@ -39,10 +39,12 @@ class CRD(EmbeddingLoss):
     gradient, and several processes that of one. The published code writes its banks after each micro-batch. Three more
     things differ from it:
 
-    * Negatives are drawn from all other items, each as likely, by a hash of step and item. The code draws from a
-      generator, and where its data set does the drawing, from items of other classes only.
-    * Z is M times the mean of ``exp(x . T_j / nce_t)`` over the bank as it begins, as there, but x are random
-      rows instead of the first batch, which know as little of the bank: Z does not depend on how batches are cut.
+    * Negatives are drawn from all other items, each as likely, with replacement, by a hash of step and item. The code
+      draws from a generator, and where its data set does the drawing, from items of other classes only and, where there
+      are enough, without replacement. So an item of the same class may be a negative here.
+    * Z is M times the mean of ``exp(x . T_j / nce_t)`` over the bank as it begins, as there, but x are 64 random
+      rows instead of the first batch, which know as little of the bank: Z does not depend on how batches are cut. With
+      few items the two constants differ: by 12 % for 500.
     * 1e-7 is not added to the denominator of h, whose logarithms are exact.
 
     nce_t is the temperature of a contrast, not of soft targets: the value is not multiplied by its square.

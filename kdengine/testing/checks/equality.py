@@ -8,9 +8,10 @@ from torch import Tensor
 from kdengine.api import Batch, Loss
 from kdengine.testing.case import Case, evaluate
 from kdengine.testing.samples import change, make_equal
-from kdengine.testing.trial import Trial, promises
+from kdengine.testing.trial import ROUNDING, Trial, promises
 
 TINY = 1e-10
+"""Of a value or gradient where student and teacher are equal, beside that where they differ, and at most of 1."""
 NEAR = (1e-3, 1e-1, 1.0)
 """Sizes of random changes to the student's outputs."""
 
@@ -26,22 +27,30 @@ def equality(case: Case, trial: Trial) -> None:
     if batch is None:
         trial.skip("the student's outputs and the teacher's have different shapes here")
     trial.tries(f"at_equality = {claim!r} on a batch whose student equals its teacher")
-    outcome = evaluate(case, loss, batch)
+    outcome, apart = evaluate(case, loss, batch), evaluate(case, loss, case.batch())
     if claim == "zero":
-        for term, share in zip(loss.terms, outcome.shares, strict=True):
+        for term, share, usual in zip(loss.terms, outcome.shares, apart.shares, strict=True):
             value = float(share)
-            if not trial.measure(abs(value), TINY):
+            if not trial.measure(abs(value), _tiny(float(usual))):
                 trial.fail(f"{term} is {value:.3g} where student and teacher are equal; at_equality claims zero")
-    _flat(trial, loss, outcome.gradients)
+    _flat(trial, loss, outcome.gradients, apart.gradients)
     if claim == "minimum":
         _lowest(case, trial, loss, batch, float(outcome.total))
 
 
-def _flat(trial: Trial, loss: Loss, gradients: list[Tensor]) -> None:
+def _tiny(usual: float) -> float:
+    """What counts as zero beside a value where student and teacher differ; what rounding leaves always does."""
+    return max(TINY * min(1.0, abs(usual)), ROUNDING)
+
+
+def _flat(trial: Trial, loss: Loss, gradients: list[Tensor], usual: list[Tensor]) -> None:
     """No gradient reaches the student; the loss's own parameters may have one."""
-    outputs = gradients[: len(gradients) - len(list(loss.parameters()))]
-    steepest = max((float(slope.abs().max()) for slope in outputs if slope.numel()), default=0.0)
-    if not trial.measure(steepest, TINY):
+    own = len(list(loss.parameters()))
+    steepest, elsewhere = (
+        max((float(slope.abs().max()) for slope in every[: len(every) - own] if slope.numel()), default=0.0)
+        for every in (gradients, usual)
+    )
+    if not trial.measure(steepest, _tiny(elsewhere)):
         trial.fail(
             f"the student gets a gradient of {steepest:.3g} where it equals its teacher; "
             f"at_equality claims {loss.at_equality!r}"
@@ -55,7 +64,7 @@ def _lowest(case: Case, trial: Trial, loss: Loss, batch: Batch, value: float) ->
     for size in NEAR:
         for _ in range(2):
             other = float(evaluate(case, loss, _moved(batch, size, generator)).total)
-            if not trial.measure(max(0.0, value - other) / max(1.0, abs(value)), 1e-12):
+            if not trial.measure(max(0.0, value - other) / max(abs(value), ROUNDING / 1e-12), 1e-12):
                 trial.fail(
                     f"a student changed by {size:g} costs {other:.6g}, less than the {value:.6g} of one that equals "
                     "its teacher; at_equality claims a minimum there"

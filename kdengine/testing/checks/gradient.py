@@ -21,6 +21,8 @@ DIRECTIONS = 6
 """Random ones for each tensor, beside that of its gradient."""
 SMALL = 1e-3
 """A gradient below this part of the value is measured against that, as differences of the value are rounded."""
+LEAST = 4 * torch.finfo(torch.float64).eps / STEP / TOLERANCE
+"""A gradient below this is measured against it: terms that are about 1 are rounded, however small their sum is."""
 
 
 @promises("gradient", "the gradient is that of finite differences in float64")
@@ -40,7 +42,7 @@ def gradient(case: Case, trial: Trial) -> None:
     with remembered(loss):
         value = total(constants if loss.detaches else None)
         given = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else []
-    level = max(1.0, abs(float(value.detach())))
+    least = max(SMALL * abs(float(value.detach())), LEAST)
     reached = [(leaf, slope) for leaf, slope in zip(leaves, given, strict=False) if slope is not None]
     trial.require(bool(reached), "its value does not depend on the student's outputs")
     held = ", what it detaches held at its value" if loss.detaches else ""
@@ -51,7 +53,7 @@ def gradient(case: Case, trial: Trial) -> None:
             return float(total(Replay(constants) if loss.detaches else None).detach())
 
     for leaf, slope in reached:
-        size = max(float(slope.norm()), SMALL * level)
+        size = max(float(slope.norm()), least)
         for direction in _directions(slope):
             expected = float((slope * direction).sum())
             got = _slope(leaf, direction, probe)
