@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api.batch import Batch
+from kdengine.api.given import Given
 from kdengine.api.schedule import Progress, Schedule
 
 Weight: TypeAlias = Tensor | float
@@ -45,7 +46,7 @@ class Needs:
     teacher_training: bool = False
 
 
-class Loss(nn.Module):
+class Loss(Given, nn.Module):
     """Base of every loss.
 
     A loss of ``scope = "item"`` implements :meth:`per_item`; the engine alone reduces: each term becomes

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
+from kdengine.api.given import Given
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -36,7 +38,7 @@ class Progress:
         return min(1.0, self.step / max(1, self.steps - 1))
 
 
-class Schedule(ABC):
+class Schedule(Given, ABC):
     """A scalar as a function of :class:`Progress`.
 
     Subclasses take plain numbers in their constructor (a recipe writes them in a table) and implement

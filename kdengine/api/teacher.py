@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api.batch import Batch
+from kdengine.api.given import Given
 from kdengine.api.models import call_model, find_logits
 
 
-class TeacherSource(ABC):
+class TeacherSource(Given, ABC):
     """Gives the teacher's output for a batch.
 
     The engine puts the modules of a *frozen* source into evaluation mode without ``requires_grad``, runs it without

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 import torch
 
 from kdengine.api.batch import Batch
+from kdengine.api.given import Given
 
 
-class BatchTransform(ABC):
+class BatchTransform(Given, ABC):
     """Changes a whole optimizer step's batch before the models see it.
 
     It gets the global batch of the step (all micro-batches together) and a generator whose state is a function of

@@ -142,6 +142,7 @@ class Aligner:
     def __init__(self, classes: Literal["shared"] | Sequence[int]) -> None:
         if isinstance(classes, str) and classes != "shared":
             raise ConfigurationError(f"classes must be 'shared' or a sequence of teacher classes, got {classes!r}")
+        self.classes = classes
         self.index = None if isinstance(classes, str) else torch.as_tensor(list(classes))
 
     def __call__(self, batch: Batch) -> None:

@@ -59,6 +59,7 @@ from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision, PrecisionName
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
+from kdengine.engine.signature import Record, optimizer_options, signature
 from kdengine.engine.strategies import STRATEGIES, StrategyName
 from kdengine.engine.teacher import TeacherLike, as_source
 from kdengine.engine.update import by_kind
@@ -201,6 +202,7 @@ class Engine:
         taught = [] if self.source is None or not self.source.learns else self.source.modules()
         self._modes = [TrainingModes(student), *(TrainingModes(module, "teacher") for module in taught)]
         self._running = False
+        self._record = Record()
         self._fit: Fit | None = None
         self._built: tuple[Models, Objective, Precision] | None = None
 
@@ -295,6 +297,7 @@ class Engine:
         optimizer = make_optimizer(self.optimizer, named)
         if strategy.shards:
             part_kinds(optimizer)
+        options = optimizer_options(optimizer)
         steps = epochs * feed.steps_per_epoch
         lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps)
         if self.seed is not None and not self.runtime.is_main:
@@ -316,7 +319,7 @@ class Engine:
             rank=self.runtime.processes.rank,
             world=self.runtime.processes.world,
         )
-        return Fit(
+        fit = Fit(
             settings=self.settings,
             models=models,
             objective=objective,
@@ -346,8 +349,11 @@ class Engine:
             interval=Means(objective.names),
             epoch_means=Means(objective.names),
             to_batch=self._to_batch,
+            ema=self.ema,
             found=Flag(self.runtime.device),
         )
+        fit.signature = self._record.begin(signature(fit, options))
+        return fit
 
     def _loggers(self) -> Loggers:
         if not self.runtime.is_main:
@@ -406,6 +412,7 @@ class Engine:
             raise
         finally:
             self._running = fit.stepping = False
+            self._record.end(signature(fit, optimizer_options(fit.optimizer)))
             fit.optimizer.zero_grad()
             try:
                 if fit.calls.fit_end is not None:

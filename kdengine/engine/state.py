@@ -13,12 +13,13 @@ import torch
 
 from kdengine._untrusted import shown
 from kdengine._version import __version__
-from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError, TeacherSource
+from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random, wrappers
 from kdengine.engine.fit import Fit, Position
 from kdengine.engine.layout import CHECKPOINTS
 from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
+from kdengine.engine.signature import changes, differences
 from kdengine.ops import backend_info
 
 
@@ -90,7 +91,7 @@ def directory(out: Path) -> Path:
 
 def describe(fit: Fit) -> dict[str, Any]:
     """The manifest's meta: who wrote the checkpoint, for which fit, on what."""
-    return {"kdengine": __version__, "fingerprint": fingerprint(fit), "fit": signature(fit)}
+    return {"kdengine": __version__, "fingerprint": fingerprint(fit), "fit": fit.signature}
 
 
 def fingerprint(fit: Fit) -> dict[str, Any]:
@@ -109,40 +110,6 @@ def fingerprint(fit: Fit) -> dict[str, Any]:
     }
 
 
-def signature(fit: Fit) -> dict[str, Any]:
-    """What must be the same when a fit is resumed."""
-    loader = fit.feed.loader
-    order = getattr(loader, "order", None)
-    return {
-        "name": fit.settings.name,
-        "student": _shape_of(fit.models.student),
-        "evolving teacher": _evolution(fit.models.evolving_source),
-        "losses": {label: type(loss).__name__ for label, loss in fit.objective.losses.items()},
-        "weights": {k: v for k, v in fit.objective.weights.items() if f"weights.{k}" not in fit.objective.schedules},
-        "optimizer": type(fit.optimizer).__name__,
-        "lr_scheduler": type(fit.lr_scheduler).__name__,
-        "precision": fit.precision.name,
-        "accumulate": fit.feed.accumulate,
-        "clip": fit.settings.clip,
-        "seed": fit.settings.seed,
-        "batch_transforms": [type(transform).__name__ for transform in fit.transforms],
-        "steps_per_epoch": fit.feed.steps_per_epoch,
-        "data": None if order is None else {"items": order.items, "batch_size": order.batch_size, "seed": order.seed},
-    }
-
-
-def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
-    return {"class": wrappers.class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
-
-
-def _evolution(source: TeacherSource | None) -> dict[str, Any] | None:
-    """Of a teacher that evolves: its kind and its size. A frozen one may be served by any source."""
-    if source is None:
-        return None
-    modules = source.modules()
-    return {"source": type(source).__name__, "parameters": sum(p.numel() for m in modules for p in m.parameters())}
-
-
 def resume(fit: Fit) -> bool:
     """Go back to the newest undamaged checkpoint; False when there is none.
 
@@ -155,8 +122,8 @@ def resume(fit: Fit) -> bool:
         return False
     tree, meta = checkpoint.load(path, empty=fit.strategy.empty)
     with _fitting(path):
-        _compare(meta["fit"], signature(fit), path)
-        changed = _differences(meta["fingerprint"], fingerprint(fit))
+        _compare(meta["fit"], tree["steps"], fit, path)
+        changed = differences(meta["fingerprint"], fingerprint(fit))
     if changed:
         fit.loggers.message(f"resuming without the promise of equal bits: {'; '.join(changed)}")
     if not fit.feed.exact:
@@ -188,18 +155,14 @@ def _fitting(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be gone back to: {type(error).__name__}: {error}") from error
 
 
-def _compare(stored: dict[str, Any], present: dict[str, Any], path: Path) -> None:
-    changed = _differences(stored, present)
+def _compare(stored: dict[str, Any], steps: int, fit: Fit, path: Path) -> None:
+    changed = changes(stored, fit.signature, longer=steps != fit.steps)
     if changed:
         raise CheckpointError(
             f"{path} belongs to another fit: {'; '.join(changed)}. On resume epochs, workers, device, loggers and "
-            "checkpoint policy may change; for anything else start a new run directory"
+            "checkpoint policy may change; for anything else start a new run directory (out=), with the weights that "
+            "kdengine.load_run(...).student() gives where it should begin with those of a finished run"
         )
-
-
-def _differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    keys = sorted({*stored, *present})
-    return [f"{k} was {shown(stored.get(k))}, is {present.get(k)!r}" for k in keys if stored.get(k) != present.get(k)]
 
 
 def restore(fit: Fit, tree: dict[str, Any], path: Path) -> None:
