@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent.parent)
 
 
 class KDEngineError(Exception):
@@ -80,6 +85,19 @@ class PluginError(KDEngineError):
         self.plugin = plugin
         self.hook = hook
         self.step = step
+
+
+class KDEngineWarning(UserWarning):
+    """Something works, but is probably not meant; the message says what to write where it is."""
+
+
+def warn(message: str) -> None:
+    """Warn the user, at the line of their own code that led here."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, KDEngineWarning, stacklevel=level)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

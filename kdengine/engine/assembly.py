@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdengine.api import Batch, ConfigurationError, Loss, Output, TeacherSource
@@ -20,17 +19,15 @@ from kdengine.engine.forward import check_batch, run_pair, run_student, run_teac
 from kdengine.engine.guard import FrozenGuard, refuse_shared
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.objective import Objective
+from kdengine.engine.optimizers import Named
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
-from kdengine.engine.shards import is_sharded
-from kdengine.engine.strategies import Alone, Replicated, StrategyName, unused_parameters
+from kdengine.engine.settings import StrategyName
+from kdengine.engine.strategies import Alone, Replicated, unused_parameters
 from kdengine.engine.teacher import freeze
 from kdengine.host import Dispatch, Host
 from kdengine.host.dispatch import NOTHING, SKIPPABLE
 
-Named: TypeAlias = list[tuple[str, nn.Parameter]]
-OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[Named], torch.optim.Optimizer]
-SchedulerLike: TypeAlias = Any
 Classes: TypeAlias = Literal["shared"] | Sequence[int] | None
 
 
@@ -255,10 +252,6 @@ class attached:  # noqa: N801 - a context manager
             capture.remove()
 
 
-BROUGHT = ("losses.", "teacher.")
-"""What the names of parameters begin with that train beside the student: of losses, of a teacher that learns."""
-
-
 def trainable(student: nn.Module, objective: Objective, learning: Sequence[nn.Module] = ()) -> Named:
     """All parameters that train, by name; those of losses begin with ``losses.``, the teacher's with ``teacher.``.
 
@@ -294,71 +287,6 @@ def _of_teacher(learning: Sequence[nn.Module]) -> Named:
             "the teacher should learn beside the student, but has no trainable parameter; is requires_grad off?"
         )
     return found
-
-
-def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
-    """Call a factory with the named parameters; to an instance, add those that are not the student's as groups."""
-    if not isinstance(given, torch.optim.Optimizer):
-        optimizer = given(named)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ConfigurationError(
-                f"the optimizer factory returned a {type(optimizer).__name__}; expected a torch.optim.Optimizer"
-            )
-        return optimizer
-    held = {id(p) for group in given.param_groups for p in group["params"]}
-    missing = [(name, p) for name, p in named if id(p) not in held]
-    if len(missing) == len(named):
-        raise ConfigurationError("the optimizer holds no parameter of the student; was it made for another model?")
-    for prefix in BROUGHT:
-        if extra := [p for name, p in missing if name.startswith(prefix)]:
-            given.add_param_group({"params": extra})
-    return given
-
-
-def clipped_together(parameters: Sequence[nn.Parameter], learning: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """Parameters by the model whose gradient norm limits them: student and losses first, then a teacher that learns."""
-    of_teacher = {id(parameter) for module in learning for parameter in module.parameters()}
-    parts = [[p for p in parameters if (id(p) in of_teacher) is taught] for taught in (False, True)]
-    return [part for part in parts if part]
-
-
-def part_kinds(optimizer: torch.optim.Optimizer) -> None:
-    """Step shards and whole parameters of one group one by one: a fused or foreach kernel takes one kind only.
-
-    Raises:
-        ConfigurationError: the optimizer was made before the student was sharded.
-    """
-    for group in optimizer.param_groups:
-        kinds = {is_sharded(parameter) for parameter in group["params"]}
-        if len(kinds) == 2:
-            group.update({key: False for key in ("foreach", "fused") if key in group})
-    if not any(is_sharded(parameter) for group in optimizer.param_groups for parameter in group["params"]):
-        raise ConfigurationError(
-            "the optimizer holds parameters from before the student was sharded; pass a factory: "
-            "optimizer=lambda named: ..."
-        )
-
-
-def make_lr_scheduler(given: SchedulerLike, optimizer: torch.optim.Optimizer, named: Named, steps: int) -> Any:
-    """Call a factory ``fn(optimizer, steps)``; an instance must belong to the optimizer and to all its groups."""
-    if given is None:
-        return None
-    if hasattr(given, "optimizer") and hasattr(given, "step"):
-        if given.optimizer is not optimizer:
-            raise ConfigurationError("the lr_scheduler belongs to another optimizer than the one of this engine")
-        if any(name.startswith(BROUGHT) for name, _ in named):
-            raise ConfigurationError(
-                "a loss brings parameters of its own (a projector), or the teacher learns too; they joined the "
-                "optimizer after this lr_scheduler was made; pass factories instead: optimizer=lambda named: ..., "
-                "lr_scheduler=lambda optimizer, steps: ..."
-            )
-        return given
-    return given(optimizer, steps)
-
-
-def waits_for_metric(lr_scheduler: Any) -> bool:
-    """Whether a scheduler steps at evaluations, on a metric."""
-    return isinstance(lr_scheduler, ReduceLROnPlateau)
 
 
 def ask_together(calls: Dispatch, runtime: Runtime) -> None:

@@ -24,43 +24,44 @@ from kdengine.api import (
     StepContext,
 )
 from kdengine.api.loss import name_losses
-from kdengine.engine import batching, loop, random, rundir, state
+from kdengine.engine import arguments, batching, loop, random, rundir, state
 from kdengine.engine.assembly import (
-    BROUGHT,
     Classes,
-    Named,
-    OptimizerLike,
-    SchedulerLike,
     ask_together,
     attached,
-    clipped_together,
-    make_lr_scheduler,
     make_models,
-    make_optimizer,
     make_strategy,
-    part_kinds,
     set_up_losses,
     trainable,
-    waits_for_metric,
 )
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import check_evaluation, measure
 from kdengine.engine.feed import Feed
-from kdengine.engine.fit import Fit, Models, NonFinitePolicy, Settings
+from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
 from kdengine.engine.metrics import MetricLike, make_metrics
 from kdengine.engine.modes import TrainingModes, lent
+from kdengine.engine.monitor import Monitor
 from kdengine.engine.naming import check_names
 from kdengine.engine.objective import Objective
-from kdengine.engine.precision import Precision, PrecisionName
+from kdengine.engine.optimizers import BROUGHT, Named, OptimizerLike, clipped_together, make_optimizer, part_kinds
+from kdengine.engine.precision import Precision
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
+from kdengine.engine.schedulers import SchedulerLike, make_lr_scheduler, waits_for_metric
+from kdengine.engine.settings import (
+    MonitorMode,
+    NonFinitePolicy,
+    PrecisionName,
+    Settings,
+    StrategyName,
+    check_setting,
+)
 from kdengine.engine.signature import Record, optimizer_options, signature
-from kdengine.engine.strategies import STRATEGIES, StrategyName
 from kdengine.engine.teacher import TeacherLike, as_source
 from kdengine.engine.update import by_kind
 from kdengine.host import Host
@@ -76,13 +77,14 @@ class Engine:
         teacher: a module (it is frozen), a :class:`~kdengine.TeacherSource`, several of these (whose distributions
             are averaged), or None for plain training.
         losses: losses by label, or a sequence of them.
-        weights: factor of each label: a number or a schedule; 1 where absent.
+        weights: factor of each label: a number or a schedule; 1 where absent. A list gives one for each loss, in order.
         optimizer: a ``torch.optim.Optimizer``, or ``fn(named_parameters)`` that makes one. A factory gets the
             losses' own parameters too; to an instance they are added as a parameter group.
         lr_scheduler: an instance, or ``fn(optimizer, steps)``; stepped at every optimizer step
             (``ReduceLROnPlateau``: at every evaluation, on the monitored metric).
-        metrics: by name: a builtin's name, a :class:`~kdengine.Metric`, an object with update, compute and reset,
-            or ``fn(logits, labels)``.
+        metrics: by name: a builtin's name, a :class:`~kdengine.Metric`, an object with update, compute and reset
+            (as in torchmetrics), or ``fn(logits, labels)``, whose values are averaged over the labelled items. In a
+            list, a metric has its own name.
         loggers: names, :class:`~kdengine.Logger` instances or ``fn(record, step=n)``; None for the console, an
             empty list for silence.
         batch_transforms: applied in order to each optimizer step's batch.
@@ -108,6 +110,7 @@ class Engine:
         checkpoint_every: optimizer steps between checkpoints, beside the one at every epoch's end.
         keep: how many checkpoints to keep, beside the best.
         monitor: metric that decides which evaluation is the best; the first by default.
+        monitor_mode: ``"max"`` or ``"min"``: which way that metric is better, where it does not know it itself.
         gradient_shares: whether evaluations measure each term's share of the gradient.
         trace_hooks: whether to time every callback; read :attr:`hook_times` after the fit.
 
@@ -129,9 +132,9 @@ class Engine:
         *,
         losses: Mapping[str, Loss] | Sequence[Loss] | Loss,
         optimizer: OptimizerLike | None = None,
-        weights: Mapping[str, float | Schedule] | None = None,
+        weights: Mapping[str, float | Schedule] | Sequence[float | Schedule] | None = None,
         lr_scheduler: SchedulerLike = None,
-        metrics: Mapping[str, MetricLike] | None = None,
+        metrics: Mapping[str, MetricLike] | Sequence[MetricLike] | None = None,
         loggers: Sequence[LoggerLike] | None = None,
         batch_transforms: Sequence[BatchTransform] = (),
         plugins: Iterable[Any] | Host = (),
@@ -154,51 +157,51 @@ class Engine:
         checkpoint_every: int | None = None,
         keep: int = 2,
         monitor: str | None = None,
+        monitor_mode: MonitorMode | None = None,
         gradient_shares: bool = False,
         trace_hooks: bool = False,
     ) -> None:
-        self.student = student
-        self.losses = name_losses(losses)
-        self.weights = dict(weights or {})
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.loggers = loggers
-        self.batch_transforms = list(batch_transforms)
-        self.host = plugins if isinstance(plugins, Host) else Host(plugins)
-        self.source = as_source(teacher, self.host)
-        self.metrics = make_metrics(metrics, self.host)
-        check_names(self.losses, self.weights, self.metrics)
-        self.accumulate = accumulate
-        self.ema = ema
-        self.compile = compile
-        self.classes = classes
-        self.seed = seed
-        self.out = None if out is None else Path(out)
-        self.trace_hooks = trace_hooks
-        self.hook_times: list[Any] = []
-        self.runtime = Runtime(device)
-        if strategy not in STRATEGIES:
-            raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-        self.strategy: StrategyName = strategy
-        self.precision_name: PrecisionName = precision
-        self._to_batch = batching.Reader(batch)
-        self._find_logits = output or batching.find_logits
-        if nonfinite == "rollback" and out is None:
-            raise ConfigurationError(
-                "nonfinite='rollback' goes back to a checkpoint, so it needs a run directory: out="
-            )
         self.settings = Settings(
             name=name,
             seed=0 if seed is None else seed,
+            precision=precision,
+            accumulate=accumulate,
             clip=clip,
+            ema=ema,
+            compile=compile,
             nonfinite=nonfinite,
+            strategy=strategy,
             log_every=log_every,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,
             keep=keep,
             monitor=monitor,
+            monitor_mode=monitor_mode,
             gradient_shares=gradient_shares,
+            trace_hooks=trace_hooks,
         )
+        if nonfinite == "rollback" and out is None:
+            raise ConfigurationError(
+                "nonfinite='rollback' goes back to a checkpoint, so it needs a run directory: out="
+            )
+        self.student = student
+        self.losses = name_losses(losses)
+        self.weights = arguments.weights_by_label(weights, self.losses)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.loggers = loggers
+        self.batch_transforms = arguments.batch_transforms(batch_transforms)
+        self.host = plugins if isinstance(plugins, Host) else Host(plugins)
+        self.source = as_source(teacher, self.host)
+        self.metrics = make_metrics(metrics, self.host)
+        check_names(self.losses, self.weights, self.metrics)
+        self.classes = classes
+        self.seed = None if seed is None else self.settings.seed
+        self.out = None if out is None else Path(out)
+        self.hook_times: list[Any] = []
+        self.runtime = Runtime(device)
+        self._to_batch = batching.Reader(arguments.function("batch", batch))
+        self._find_logits = arguments.function("output", output) or batching.find_logits
         taught = [] if self.source is None or not self.source.learns else self.source.modules()
         self._modes = [TrainingModes(student), *(TrainingModes(module, "teacher") for module in taught)]
         self._running = False
@@ -235,14 +238,14 @@ class Engine:
             NonFiniteError: a loss or gradient is not finite under the policy ``raise``.
             CheckpointError: the run directory belongs to another fit.
         """
-        if epochs < 1:
-            raise ConfigurationError(f"epochs must be at least 1, got {epochs}")
-        check_evaluation(evaluation, -(-epochs // max(1, self.settings.evaluate_every)))
+        epochs = check_setting("epochs", epochs)
+        check_evaluation(evaluation, -(-epochs // self.settings.evaluate_every))
         self._claim(resume)
         feed = self._feed(train_loader, steps_per_epoch, sharded=sharded)
         self._fit = None
         with self._lent():
             fit = self._fit = self.assemble(feed, evaluation, epochs)
+            fit.monitor.check(evaluation, fit.lr_scheduler)
             with attached(fit.models):
                 self._enter(fit, resume)
                 self._train(fit)
@@ -264,7 +267,7 @@ class Engine:
     def _feed(self, loader: Iterable[Any], steps_per_epoch: int | None = None, *, sharded: bool = False) -> Feed:
         feed = Feed(
             loader,
-            self.accumulate,
+            self.settings.accumulate,
             self._to_batch,
             steps_per_epoch,
             processes=self.runtime.processes,
@@ -289,7 +292,7 @@ class Engine:
             modes.look()
         self.runtime.replicate(self.runtime.place(self.student))
         models, objective, precision = self._models(feed.example)
-        strategy = make_strategy(self.strategy, objective, models, precision, self.runtime, feed.example)
+        strategy = make_strategy(self.settings.strategy, objective, models, precision, self.runtime, feed.example)
         for modes in self._modes:
             modes.enter()
             modes.warn()
@@ -299,11 +302,11 @@ class Engine:
             part_kinds(optimizer)
         options = optimizer_options(optimizer)
         steps = epochs * feed.steps_per_epoch
-        lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps)
+        lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps, epochs)
         if self.seed is not None and not self.runtime.is_main:
             random.seed_all(self.seed, self.settings.name, self.runtime.processes.rank)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        calls = self.host.dispatch(trace=self.trace_hooks)
+        calls = self.host.dispatch(trace=self.settings.trace_hooks)
         ask_together(calls, self.runtime)
         loggers = self._loggers()
         context = FitContext(
@@ -336,6 +339,7 @@ class Engine:
             feed=feed,
             evaluation=evaluation,
             metrics=self.metrics,
+            monitor=Monitor(self.settings, self.metrics),
             calls=calls,
             stateful=calls.stateful,
             loggers=loggers,
@@ -369,12 +373,12 @@ class Engine:
             runtime=self.runtime,
             find_logits=self._find_logits,
             classes=self.classes,
-            ema=self.ema,
+            ema=self.settings.ema,
         )
-        precision = Precision(self.precision_name, self.runtime.device)
+        precision = Precision(self.settings.precision, self.runtime.device)
         objective.place(self.runtime.device, next(self.student.parameters()).dtype)
         set_up_losses(objective, models, precision, self.runtime, self.host, example)
-        if self.compile:
+        if self.settings.compile:
             compile_in_place(self.student)
         self._built = models, objective, precision
         return self._built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.loader import Loader
 from kdengine.engine.loaders import reads_once
+from kdengine.engine.metrics import as_numbers, describe
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.naming import placed
 from kdengine.engine.precision import Precision
@@ -69,7 +71,10 @@ def measure(
                 pause()
     if batches == 0:
         raise ConfigurationError(f"the evaluation loader {type(loader).__name__} yielded no batch")
-    return {name: metric.compute() for name, metric in metrics.items()}
+    values: dict[str, float | None] = {}
+    for name, metric in metrics.items():
+        values |= as_numbers(name, metric.compute())
+    return values
 
 
 def check_evaluation(evaluation: Any, times: int) -> None:
@@ -115,7 +120,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     fit.runtime.replicate_buffers(model, *fit.models.evolving)
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():
-            values = {name: _number(value) for name, value in placed(fit.evaluation(model)).items()}
+            values = placed(_read(fit.evaluation(model)))
     else:
         assert fit.evaluation is not None
         values = measure(
@@ -132,27 +137,21 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     context.metrics = values
     fit.latest = {**values, "step": float(fit.position.step)}
     fit.context.metrics = values
-    note_best(fit, values)
+    for name in [name for name, value in values.items() if value is not None and not math.isfinite(value)]:
+        fit.loggers.message(
+            f"{name} is {values[name]} at step {fit.position.step}: it is never the best, and null in summary.json"
+        )
+    fit.best = fit.monitor.better(fit.best, values, step=fit.position.step, epoch=fit.position.epoch + 1)
     if fit.calls.evaluate_end is not None:
         fit.note(fit.calls.evaluate_end(context))
     return values
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def note_best(fit: Fit, values: Mapping[str, float | None]) -> None:
-    """Remember the best value of the monitored metric, by default the first."""
-    name = fit.settings.monitor or next(iter(values), None)
-    if name is None:
-        return
-    if name not in values:
-        raise ConfigurationError(f"monitor {name!r} is not among the evaluation's metrics {sorted(values)}")
-    value = values[name]
-    if value is None:
-        return
-    metric = fit.metrics.get(name)
-    sign = -1.0 if metric is not None and not metric.higher_is_better else 1.0
-    if fit.best is None or sign * value > sign * fit.best["value"]:
-        fit.best = {"metric": name, "value": value, "step": fit.position.step, "epoch": fit.position.epoch + 1}
+def _read(given: Any) -> dict[str, float | None]:
+    """What an evaluation function returns, as numbers by name."""
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"the evaluation function returned {describe(given)}; expected a mapping of names to numbers, such as "
+            '{"top1": 0.5}'
+        )
+    return as_numbers("", given)

@@ -1,11 +1,11 @@
-"""Everything that one fit works on, and its settings."""
+"""Everything that one fit works on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,29 +18,13 @@ from kdengine.engine.feed import Feed
 from kdengine.engine.guard import FrozenGuard
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import Loggers
+from kdengine.engine.monitor import Monitor
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
+from kdengine.engine.settings import Settings
 from kdengine.engine.strategies import Alone
 from kdengine.host import Dispatch
-
-NonFinitePolicy: TypeAlias = Literal["raise", "skip", "rollback"]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a fit runs; every field is an argument of :class:`kdengine.Engine` or of its ``fit``."""
-
-    name: str = "student"
-    seed: int = 0
-    clip: float | None = None
-    nonfinite: NonFinitePolicy = "raise"
-    log_every: int = 50
-    evaluate_every: int = 1
-    checkpoint_every: int | None = None
-    keep: int = 2
-    monitor: str | None = None
-    gradient_shares: bool = False
 
 
 class Interrupted(BaseException):
@@ -144,6 +128,7 @@ class Fit:
     feed: Feed
     evaluation: Callable[[nn.Module], Mapping[str, Any]] | Iterable[Any] | None
     metrics: dict[str, Metric]
+    monitor: Monitor
     calls: Dispatch
     stateful: Mapping[str, Any]
     loggers: Loggers

@@ -294,7 +294,7 @@ def end_epoch(fit: Fit, clock: Clock) -> None:
         "lr": learning_rate(fit),
     }
     if fit.evaluation is not None and (number % fit.settings.evaluate_every == 0 or number == fit.epochs):
-        record = joined(record, evaluate_and_log(fit))
+        record = joined(record, evaluate_or_keep(fit, clock))
     fit.history.append(record)
     if fit.calls.epoch_end is not None:
         fit.note(fit.calls.epoch_end(fit.context))
@@ -302,6 +302,26 @@ def end_epoch(fit: Fit, clock: Clock) -> None:
     fit.position.epoch, fit.position.batch = number, 0
     fit.seconds += clock.lap()
     save(fit)
+
+
+def evaluate_or_keep(fit: Fit, clock: Clock) -> dict[str, float | None]:
+    """Evaluate; where that fails, the steps of the epoch are in a checkpoint first, from which it can be done again.
+
+    Several processes may not have failed together, and a checkpoint is written together: they keep the last one.
+    """
+    try:
+        return evaluate_and_log(fit)
+    except Exception as error:
+        if fit.out is not None and not fit.runtime.several:
+            fit.seconds += clock.lap()
+            try:
+                error.add_note(
+                    f"the steps before this evaluation are in {save(fit)}; resume='auto' (--resume on the command "
+                    "line) goes on with the evaluation"
+                )
+            except Exception as second:
+                error.add_note(f"besides, no checkpoint could be written: {second}")
+        raise
 
 
 def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
@@ -312,8 +332,8 @@ def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
         shares = gradient_shares(fit, place(fit.sample, fit.runtime.device))
         record.update({f"gradient_share.{name}": share for name, share in shares.items()})
     fit.loggers.log(record, step=fit.position.step, kind="evaluate")
-    if fit.lr_waits and (watched := values.get(fit.settings.monitor or next(iter(values), ""))) is not None:
-        fit.lr_scheduler.step(watched)
+    if fit.lr_waits and (followed := fit.monitor.followed(values)) is not None:
+        fit.lr_scheduler.step(followed)
     return values
 
 

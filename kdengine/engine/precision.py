@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from kdengine.api import ConfigurationError
+from kdengine.engine.settings import PrecisionName, check_setting
 
-PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,9 +24,7 @@ class Precision:
     """
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
-        if name not in ("fp32", *_DTYPES):
-            raise ConfigurationError(f"precision must be 'fp32', 'bf16' or 'fp16', got {name!r}")
-        self.name = name
+        self.name: PrecisionName = check_setting("precision", name)
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
         self._one = torch.ones((), device=device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from kdengine.engine.shard_files import plain
 
-StrategyName: TypeAlias = Literal["ddp", "fsdp"]
-"""What several processes do with the student: each keeps a copy, or a shard."""
-STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 T = TypeVar("T")
 
 

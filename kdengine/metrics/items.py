@@ -8,12 +8,15 @@ Shape suffixes: B batch, V classes, N all items (B times any inner dimensions).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from kdengine.api import Batch, ConfigurationError, Metric
+from kdengine.api.metric import IGNORE_INDEX
 
-IGNORE_INDEX = -100
+__all__ = ["IGNORE_INDEX", "Share", "batch_mask", "labelled_items"]
 
 
 def labelled_items(batch: Batch, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -54,6 +57,8 @@ def batch_mask(batch: Batch, like: Tensor) -> Tensor:
 
 class Share(Metric):
     """Base of metrics that report the share of items with some property; counts are exact integers."""
+
+    higher_is_better: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.reset()

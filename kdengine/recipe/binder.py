@@ -50,11 +50,6 @@ class Bound:
         """Of a teacher source: whether it changes with the student."""
         return bool(getattr(self.factory, "evolving", False))
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Of a metric: its direction of improvement."""
-        return bool(getattr(self.factory, "higher_is_better", True))
-
     def __call__(self, *args: Any, **supplied: Any) -> Any:
         """Make the object; ``supplied`` fills in what the signature has and the recipe does not give."""
         extra = {name: value for name, value in supplied.items() if name in self.known and name not in self.values}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from kdengine.api import ConfigurationError, TeacherSource
-from kdengine.engine.assembly import BROUGHT, Named
 from kdengine.engine.engine import Engine
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.monitor import likely_mode
+from kdengine.engine.optimizers import BROUGHT, Named
 from kdengine.engine.runtime import choose_device
+from kdengine.engine.settings import MonitorMode
 from kdengine.engine.teacher import LiveTeacher
 from kdengine.recipe.binder import Bound, MakeSchedule, group_options
 from kdengine.recipe.data import Data
@@ -95,7 +97,7 @@ def make_engine(
     recipe, train = plan.recipe, plan.recipe.train
     metrics = plan.own_metrics if source is None else plan.metrics
     monitor = recipe.evaluate.monitor if recipe.evaluate.monitor in metrics else None
-    watched = metrics.get(monitor or next(iter(metrics), ""))
+    mode = recipe.evaluate.monitor_mode if monitor is not None or recipe.evaluate.monitor is None else None
     losses = {label: bound(items=len(data.train)) for label, bound in plan.losses.items()}
     weights = {
         label: weight() if isinstance(weight, MakeSchedule) else weight for label, weight in plan.weights.items()
@@ -110,7 +112,7 @@ def make_engine(
         weights=weights,
         optimizer=optimizer_factory(plan.optimizer, recipe.optimizer),
         lr_scheduler=make_rate(
-            recipe.lr_schedule, steps_per_epoch, higher_is_better=watched is None or watched.higher_is_better
+            recipe.lr_schedule, steps_per_epoch, higher_is_better=(mode or _likely_mode(metrics, monitor)) == "max"
         ),
         metrics={name: bound() for name, bound in metrics.items()},
         loggers=loggers,
@@ -133,9 +135,16 @@ def make_engine(
         checkpoint_every=train.checkpoint_every,
         keep=train.keep,
         monitor=monitor,
+        monitor_mode=mode,
         gradient_shares=True,
         trace_hooks=trace_hooks,
     )
+
+
+def _likely_mode(metrics: Mapping[str, Bound], monitor: str | None = None) -> MonitorMode:
+    """Which way the monitored metric is better; the first of them where none is named."""
+    name = monitor or next(iter(metrics), None)
+    return "max" if name is None else likely_mode(name, metrics[name].factory)
 
 
 def make_source(teacher: TeacherPlan, data: Data, modules: Sequence[nn.Module]) -> TeacherSource:
@@ -181,11 +190,10 @@ def teacher_engine(
     training = model.table.train
     assert training is not None, "only a teacher with a train table is trained"
     assert model.optimizer is not None, "what is trained has an optimizer"
-    watched = next(iter(plan.own_metrics.values()), None)
     rate = make_rate(
         training.lr_schedule or plan.recipe.lr_schedule,
         steps_per_epoch,
-        higher_is_better=watched is None or watched.higher_is_better,
+        higher_is_better=_likely_mode(plan.own_metrics) == "max",
     )
     override = {} if training.lr is None else {"lr": training.lr}
     cross_entropy = plan.host.component("losses", "builtin:ce").load()

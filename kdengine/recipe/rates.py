@@ -6,7 +6,8 @@ A recipe gives durations in epochs, and the decay ``gamma`` of ``exponential`` p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import lr_scheduler
@@ -69,19 +70,37 @@ def make_rate(
     warmup = round(table.warmup * steps_per_epoch)
     if table.use == "constant" and not table.arguments and not warmup:
         return None
+    return Rate(table, steps_per_epoch, warmup, "max" if higher_is_better else "min")
 
-    def factory(optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        mode = "max" if higher_is_better else "min"
+
+@dataclass(frozen=True)
+class Rate:
+    """Makes the scheduler that a table means.
+
+    Attributes:
+        table: a checked table.
+        steps_per_epoch: turns epochs into steps.
+        warmup: steps of the warm-up.
+        mode: of the metric that ``plateau`` watches.
+        counts_epochs: tells the engine that durations were given in epochs, and none of them by mistake.
+    """
+
+    table: LRScheduleTable
+    steps_per_epoch: int
+    warmup: int
+    mode: str
+    counts_epochs: ClassVar[bool] = True
+
+    def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        """Make it for an optimizer and the steps of a fit."""
         try:
-            main = _make(table, optimizer, max(1, steps - warmup), steps_per_epoch, mode)
+            main = _make(self.table, optimizer, max(1, steps - self.warmup), self.steps_per_epoch, self.mode)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"[lr_schedule] {table.use} cannot be made: {error}") from error
-        if not warmup:
+            raise ConfigurationError(f"[lr_schedule] {self.table.use} cannot be made: {error}") from error
+        if not self.warmup:
             return main
-        start = lr_scheduler.LinearLR(optimizer, start_factor=1.0 / warmup, total_iters=warmup)
-        return lr_scheduler.SequentialLR(optimizer, [start, main], milestones=[warmup])
-
-    return factory
+        start = lr_scheduler.LinearLR(optimizer, start_factor=1.0 / self.warmup, total_iters=self.warmup)
+        return lr_scheduler.SequentialLR(optimizer, [start, main], milestones=[self.warmup])
 
 
 def _make(table: LRScheduleTable, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int, mode: str) -> Any:

@@ -130,7 +130,9 @@ def rehearse(plan: Plan, data: Data) -> None:
             plan, data, teacher, seed=plan.recipe.train.seed, out=None, loggers=[], alone=alone
         )
         with plan.telling_lines():
-            try_batch(engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch)))
+            fit = engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch))
+            fit.monitor.check(test_loader(plan, data), fit.lr_scheduler)
+            try_batch(fit)
 
 
 @torch.no_grad()

@@ -6,7 +6,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from kdengine.engine.settings import LIMITS, MonitorMode, NonFinitePolicy, PrecisionName, StrategyName
+
 VERSION = 1
+
+
+def limited(name: str, default: Any = ..., *, description: str) -> Any:
+    """A field whose limits are those of the engine's setting."""
+    limit = LIMITS[name]
+    return Field(default, ge=limit.ge, gt=limit.gt, lt=limit.lt, description=description)
 
 
 class Table(BaseModel):
@@ -67,12 +75,12 @@ class LRScheduleTable(ComponentTable):
 class TeacherTrainTable(Table):
     """How to train the teacher when there is no checkpoint: once, kept in a cache."""
 
-    epochs: int = Field(ge=1, description="passes over the training set")
+    epochs: int = limited("epochs", description="passes over the training set")
     lr: float | None = Field(None, gt=0.0, description="learning rate; the optimizer's when absent")
     labelled: float = Field(1.0, gt=0.0, le=1.0, description="share of training labels that the teacher sees")
     batch_size: int | None = Field(None, ge=1, description="items per batch; the data's when absent")
     label_smoothing: float = Field(0.0, ge=0.0, le=1.0, description="of its cross-entropy")
-    seed: int = Field(0, ge=0, description="its own seed: one teacher serves every seed of the student")
+    seed: int = limited("seed", 0, description="its own seed: one teacher serves every seed of the student")
     optimizer: OptimizerTable | None = Field(None, description="the recipe's when absent")
     lr_schedule: LRScheduleTable | None = Field(None, description="the recipe's when absent")
 
@@ -118,20 +126,20 @@ class LossTable(ComponentTable):
 class TrainTable(Table):
     """The student's training."""
 
-    epochs: int = Field(ge=1, description="passes over the training set")
-    seed: int = Field(0, ge=0, description="seeds weights, order, labels and transforms")
+    epochs: int = limited("epochs", description="passes over the training set")
+    seed: int = limited("seed", 0, description="seeds weights, order, labels and transforms")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="of several processes: copies or shards")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
-    clip: float | None = Field(None, gt=0.0, description="largest gradient norm")
-    ema: float | None = Field(None, gt=0.0, lt=1.0, description="decay of a moving average of the student")
+    strategy: StrategyName = Field("ddp", description="of several processes: copies or shards")
+    precision: PrecisionName = Field("fp32", description="autocast type")
+    accumulate: int = limited("accumulate", 1, description="micro-batches per optimizer step")
+    clip: float | None = limited("clip", None, description="largest gradient norm")
+    ema: float | None = limited("ema", None, description="decay of a moving average of the student")
     compile: bool = Field(False, description="torch.compile the student")
     classes: Literal["shared"] | list[int] | None = Field(None, description="when class counts differ")
-    nonfinite: Literal["raise", "skip", "rollback"] = Field("raise", description="when a loss is not finite")
-    log_every: int = Field(50, ge=1, description="optimizer steps between training records")
-    checkpoint_every: int | None = Field(None, ge=1, description="optimizer steps between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
+    nonfinite: NonFinitePolicy = Field("raise", description="when a loss is not finite")
+    log_every: int = limited("log_every", 50, description="optimizer steps between training records")
+    checkpoint_every: int | None = limited("checkpoint_every", None, description="optimizer steps between checkpoints")
+    keep: int = limited("keep", 2, description="checkpoints to keep, beside the best")
 
 
 class EvaluateTable(Table):
@@ -139,7 +147,10 @@ class EvaluateTable(Table):
 
     metrics: list[str] = Field(["top1"], min_length=1, description="metrics: name, or plugin:name")
     monitor: str | None = Field(None, description="decides the best evaluation; the first metric when absent")
-    every: int = Field(1, ge=1, description="epochs between evaluations")
+    monitor_mode: MonitorMode | None = Field(
+        None, description="which way that metric is better, where it does not know it itself"
+    )
+    every: int = limited("evaluate_every", 1, description="epochs between evaluations")
     batch_size: int = Field(256, ge=1, description="items per batch")
 
 

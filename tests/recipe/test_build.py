@@ -83,9 +83,9 @@ def test_settings_of_the_recipe_reach_the_engine(plan_of):
         "train={ epochs = 1, clip = 0.5, ema = 0.9, accumulate = 2, precision = 'bf16', nonfinite = 'skip' }",
         "evaluate.monitor=agreement",
     )
-    engine, fit = assembled(plan)
-    assert (fit.settings.clip, engine.ema, fit.feed.accumulate) == (0.5, 0.9, 2)
-    assert (engine.precision_name, fit.settings.nonfinite, fit.settings.monitor) == ("bf16", "skip", "agreement")
+    _, fit = assembled(plan)
+    assert (fit.settings.clip, fit.settings.ema, fit.feed.accumulate) == (0.5, 0.9, 2)
+    assert (fit.settings.precision, fit.settings.nonfinite, fit.settings.monitor) == ("bf16", "skip", "agreement")
     assert fit.feed.steps_per_epoch == 3
 
 

@@ -1,0 +1,83 @@
+"""What a user may give in several forms, as the one form that the engine uses."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from kdengine.api import BatchTransform, ConfigurationError, Loss, Schedule
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def weights_by_label(given: Any, losses: Mapping[str, Loss]) -> dict[str, float | Schedule]:
+    """Read the losses' weights: by label, or one for each loss in their order.
+
+    >>> weights_by_label([0.9, 0.1], {"kd": None, "ce": None})
+    {'kd': 0.9, 'ce': 0.1}
+
+    Raises:
+        ConfigurationError: they are not as many as the losses, or one is no weight.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        given = _in_order(given, losses)
+    return {label: _weight(label, value) for label, value in given.items()}
+
+
+def _in_order(given: Any, losses: Mapping[str, Loss]) -> dict[str, Any]:
+    line = "weights={" + ", ".join(f"{label!r}: 1.0" for label in losses) + "}"
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ConfigurationError(f"weights is a {type(given).__name__}; expected a number for each loss: {line}")
+    if len(given) != len(losses):
+        raise ConfigurationError(f"weights has {len(given)} numbers for {len(losses)} losses; name them: {line}")
+    return dict(zip(losses, given, strict=True))
+
+
+def _weight(label: str, value: Any) -> float | Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ConfigurationError(
+            f"weights[{label!r}] is a tensor that requires a gradient; a weight does not learn. Use a number, a "
+            "schedule, or value.item()"
+        )
+    if isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1):
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    raise ConfigurationError(
+        f"weights[{label!r}] must be a finite number or a schedule such as kdengine.Linear(1.0, 0.0), got {value!r}"
+    )
+
+
+def batch_transforms(given: Any) -> list[BatchTransform]:
+    """Read the transforms of a step's batch: a list, or one.
+
+    Raises:
+        ConfigurationError: one is no instance that can be called.
+    """
+    listed = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for transform in listed:
+        if isinstance(transform, type) or not callable(transform):
+            raise ConfigurationError(
+                f"batch_transforms has {transform!r}; expected instances of kdengine.BatchTransform, such as "
+                "kdengine.data.mixing.MixUp(classes=10)"
+            )
+    return listed
+
+
+def function(name: str, given: F | None) -> F | None:
+    """Return a function that the user gave, or None.
+
+    Raises:
+        ConfigurationError: it cannot be called.
+    """
+    if given is not None and not callable(given):
+        raise ConfigurationError(f"{name} must be a function, got {given!r}")
+    return given
