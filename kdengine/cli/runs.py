@@ -20,6 +20,7 @@ _SEED = re.compile(r"-?\d{1,20}", re.ASCII)
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Best = Annotated[bool, typer.Option("--best", help="The student of the best evaluation, not the last.")]
 
 
 def evaluate(
@@ -28,6 +29,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run's recipe, such as data.root=DIR."),
     ] = None,
+    best: Best = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's student on the test set."""
@@ -40,7 +42,7 @@ def evaluate(
     rows: dict[str, dict[str, float | None]] = {}
     for folder in folders:
         name = folder.name if folder != run else "student"
-        rows[name] = measure(plan, data, trained_student(plan, data, folder, plan.recipe.train.seed))
+        rows[name] = measure(plan, data, trained_student(plan, data, folder, plan.recipe.train.seed, best=best))
     if as_json:
         tables.show_json(rows.get("student", rows))
         return
@@ -138,6 +140,7 @@ def report(
 def export(
     run: Run,
     file: Annotated[Path, typer.Argument(help="FILE.safetensors, or FILE.pth or FILE.pt for torch.load.")],
+    best: Best = False,
 ) -> None:
     """Write a run's student as a state dict."""
     import torch
@@ -152,8 +155,10 @@ def export(
     if folders != [run]:
         names = ", ".join(folder.name for folder in folders)
         raise ConfigurationError(f"{run} holds several students ({names}): name one, such as {folders[0]}")
-    state = rundir.read_student(run)
-    if file.suffix == ".safetensors":
+    state = rundir.read_student(run, best=best)
+    if file.suffix == ".safetensors" and best:
+        rundir.export_student(file, state)
+    elif file.suffix == ".safetensors":
         with files.replacing(file) as temporary:
             shutil.copyfile(run / layout.STUDENT, temporary)
     else:

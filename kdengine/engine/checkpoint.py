@@ -191,6 +191,11 @@ def steps(directory: Path) -> list[int]:
     return sorted(_by_step(directory))
 
 
+def find(directory: Path, step: int) -> Path | None:
+    """Find the checkpoint of a step, which may be damaged; None when there is none."""
+    return _by_step(directory).get(step)
+
+
 def find_latest(directory: Path, *, on_damaged: Callable[[Path, CheckpointError], None]) -> Path | None:
     """Find the newest checkpoint that is whole.
 

@@ -133,7 +133,7 @@ class Monitor:
         if value is None or not math.isfinite(value):
             return best
         sign = -1.0 if mode == "min" else 1.0
-        if best is None or not math.isfinite(best["value"]) or sign * value > sign * best["value"]:
+        if best is None or sign * value > sign * best["value"]:
             return {"metric": name, "value": value, "step": step, "epoch": epoch, "mode": mode}
         return best
 
@@ -142,6 +142,11 @@ class Monitor:
         name = self.name(values)
         value = None if name is None else values[name]
         return value if value is None or math.isfinite(value) else math.nan
+
+
+def finite_best(best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The best of a checkpoint; None for one that no later value could have beaten."""
+    return best if best is not None and math.isfinite(best["value"]) else None
 
 
 def likely_mode(name: str, metric: Any) -> MonitorMode:

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from kdengine.api import ConfigurationError
+from kdengine.engine import rundir
+
 
 @dataclass(frozen=True)
 class Result:
@@ -13,8 +18,8 @@ class Result:
 
     Attributes:
         metrics: the last evaluation; empty when there was none.
-        best: the best value of the monitored metric as ``{"metric", "value", "step", "epoch"}``, or None. Chosen on
-            the evaluation data: optimistic when that is the test set.
+        best: the best value of the monitored metric as ``{"metric", "value", "step", "epoch", "mode"}``, or None.
+            Chosen on the evaluation data: optimistic when that is the test set.
         history: one record per epoch: mean loss terms of the epoch, learning rate, metrics.
         steps: optimizer steps done.
         skipped: updates left out because a loss or gradient was not finite, or a callback said so.
@@ -31,3 +36,21 @@ class Result:
     seconds: float
     status: str
     out: Path | None
+
+    def load_best(self, model: nn.Module) -> nn.Module:
+        """Give a model the weights of the student that did best, from the run directory.
+
+        Args:
+            model: the student, or another of its class.
+
+        Returns:
+            the model.
+
+        Raises:
+            ConfigurationError: the fit had no run directory, in which a checkpoint of the best is kept.
+            CheckpointError: there was no best evaluation, or its checkpoint is gone.
+        """
+        if self.out is None:
+            raise ConfigurationError("the best student is kept in a run directory, and this fit had none: Engine(out=)")
+        model.load_state_dict(rundir.read_student(self.out, best=True))
+        return model

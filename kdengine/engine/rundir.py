@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,6 +17,7 @@ from kdengine import _files as files
 from kdengine._untrusted import MIB, check_own, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
+from kdengine.engine.best import read_best
 from kdengine.engine.layout import CHECKPOINTS, RECIPE, RECORDS, STUDENT, SUMMARY
 from kdengine.engine.student_file import read_weights
 from kdengine.ops import backend_info
@@ -39,9 +41,16 @@ class Run:
     summary: dict[str, Any]
     records: list[dict[str, Any]]
 
-    def student(self) -> dict[str, Tensor]:
-        """The student's state dict, from ``student.safetensors``."""
-        return read_student(self.path)
+    def student(self, *, best: bool = False) -> dict[str, Tensor]:
+        """The student's state dict, from ``student.safetensors``.
+
+        Args:
+            best: the student of the best evaluation instead, from the checkpoint that is kept of it.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or the checkpoint of the best is gone.
+        """
+        return read_student(self.path, best=best)
 
 
 def load_run(path: str | Path) -> Run:
@@ -83,17 +92,25 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return summary
 
 
-def read_student(path: Path) -> dict[str, Tensor]:
-    """The state dict of a run's student.
+def read_student(path: Path, *, best: bool = False) -> dict[str, Tensor]:
+    """The state dict of a run's student, the last or that of the best evaluation.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or there is no best.
     """
+    summary = finished_summary(path) if best else {}
+    if best and not is_last(summary.get("best"), summary.get("steps")):
+        return read_best(path, summary.get("best"))
     file = path / STUDENT
     try:
         return read_weights(file)
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def is_last(best: Mapping[str, Any] | None, steps: Any) -> bool:
+    """Whether the best evaluation was that of the last step, whose student is exported."""
+    return best is not None and best.get("step") == steps
 
 
 def explain_no_student(path: Path) -> str:
@@ -176,9 +193,22 @@ def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def as_stored(value: Any) -> Any:
+    """A tree of a summary with null where it has a number that JSON has not: undefined, NaN, infinite.
+
+    >>> as_stored({"metrics": {"top1": 0.5, "perplexity": float("inf")}})
+    {'metrics': {'top1': 0.5, 'perplexity': None}}
+    """
+    if isinstance(value, Mapping):
+        return {key: as_stored(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_stored(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json``, whole or not at all."""
-    files.write_json(out / SUMMARY, dict(summary))
+    files.write_json(out / SUMMARY, as_stored(summary))
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -19,6 +19,7 @@ from kdengine.engine import checkpoint, codec, random, wrappers
 from kdengine.engine.fit import Fit, Position
 from kdengine.engine.layout import CHECKPOINTS
 from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
+from kdengine.engine.monitor import finite_best
 from kdengine.engine.signature import changes, differences
 from kdengine.ops import backend_info
 
@@ -190,7 +191,7 @@ def restore(fit: Fit, tree: dict[str, Any], path: Path) -> None:
             random.restore(fit.feed.epoch_state)
     fit.interval.load_state_dict(tree["interval"])
     fit.epoch_means.load_state_dict(tree["epoch_means"])
-    fit.latest, fit.best, fit.history = tree["latest"], tree["best"], tree["history"]
+    fit.latest, fit.best, fit.history = tree["latest"], finite_best(tree["best"]), tree["history"]
     fit.skipped, fit.seconds = tree["skipped"], tree["seconds"]
     fit.stopping = tree["stopped"] and fit.epochs <= tree["epochs"]
     fit.context.step, fit.context.epoch = fit.position.step, fit.position.epoch

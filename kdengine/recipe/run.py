@@ -279,9 +279,12 @@ def teacher_source(plan: Plan, data: Data, teacher: Teacher | None, seed: int, *
     return make_source(plan.teacher, data, modules)
 
 
-def trained_student(plan: Plan, data: Data, out: Path, seed: int) -> nn.Module:
-    """The exported student of a run directory."""
+def trained_student(plan: Plan, data: Data, out: Path, seed: int, *, best: bool = False) -> nn.Module:
+    """The exported student of a run directory, or that of its best evaluation."""
     student = make_model(plan.student, data.facts, seed=seed, role="student")
+    if best:
+        student.load_state_dict(rundir.read_student(out, best=True))
+        return student
     load_weights(student, out / layout.STUDENT, "student")
     return student
 
@@ -306,7 +309,8 @@ def teacher_entry(plan: Plan, data: Data, module: nn.Module, teacher: Teacher | 
 
 
 def measure(plan: Plan, data: Data, module: nn.Module) -> dict[str, float | None]:
-    """Every metric of a model that needs no teacher, on the test set."""
+    """Every metric of a model that needs no teacher, on the test set; None where it is undefined or not finite."""
     metrics = {name: bound() for name, bound in plan.own_metrics.items()}
     engine = Engine(module, losses={}, metrics=metrics, plugins=plan.host, device=plan.recipe.train.device, loggers=[])
-    return engine.evaluate(test_loader(plan, data))
+    measured: dict[str, float | None] = rundir.as_stored(engine.evaluate(test_loader(plan, data)))
+    return measured

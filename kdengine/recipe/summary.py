@@ -61,7 +61,7 @@ def entry(name: str, module: nn.Module, result: Result) -> dict[str, Any]:
     """A student's part of the summary."""
     return {
         "name": name,
-        "metrics": result.metrics,
+        "metrics": rundir.as_stored(result.metrics),
         "parameters": rundir.count_parameters(module),
         "seconds": result.seconds,
     }

@@ -97,29 +97,47 @@ class Cosine(Schedule):
 
 
 class WarmUp(Schedule):
-    """A straight line from ``start`` to ``value``, then ``value``.
+    """A straight line from ``start`` to ``value``, then ``value``; or, with ``epochs``, a stair of so many steps.
 
-    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.2 (gradual warm-up).
+    Source of the line: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.2 (gradual warm-up). The stair is
+    that of the published code of ``dkd`` and ``reviewkd``: ``min(epoch / epochs, 1)`` of the way, ``epoch`` counted
+    from 1, so that the first epoch is at ``1 / epochs`` and not at ``start``.
 
     Args:
         value: value after the warm-up.
-        over: share of training (0 to 1) that the warm-up takes; 0 leaves it out.
-        start: value at the first step.
+        over: share of training (0 to 1) that the line takes, 0.1 when neither is given; 0 leaves it out.
+        start: value at which the line begins.
+        epochs: epochs of the stair, in the line's place.
 
     Example:
         >>> WarmUp(0.9, over=0.5).value(Progress(step=50, steps=101))
         0.9
+        >>> [WarmUp(1.0, epochs=20).value(Progress(0, 1, epoch=epoch, epochs=240)) for epoch in (0, 9, 30)]
+        [0.05, 0.5, 1.0]
     """
 
-    def __init__(self, value: float, over: float = 0.1, start: float = 0.0) -> None:
+    def __init__(self, value: float, over: float | None = None, start: float = 0.0, epochs: int | None = None) -> None:
+        if epochs is not None and over is not None:
+            raise ConfigurationError(
+                f"expected over (a share of training) or epochs (a stair of the published code), got over={over} and "
+                f"epochs={epochs}"
+            )
+        if epochs is not None and (type(epochs) is not int or epochs < 1):
+            raise ConfigurationError(f"expected epochs to be a whole number, at least 1, got {epochs!r}")
+        over = 0.1 if over is None else over
         if not 0.0 <= over <= 1.0:
             raise ConfigurationError(f"expected over between 0 and 1 (a share of training), got {over}")
-        self.end, self.over, self.start = float(value), over, float(start)
+        self.end, self.over, self.start, self.epochs = float(value), over, float(start), epochs
 
     def value(self, progress: Progress) -> float:
-        """The point on the line."""
-        x = ramp(progress.fraction, 0.0, self.over) if self.over else 1.0
+        """The point on the line, or the height of the stair."""
+        x = self._share(progress)
         return (1.0 - x) * self.start + x * self.end
+
+    def _share(self, progress: Progress) -> float:
+        if self.epochs is not None:
+            return min((progress.epoch + 1) / self.epochs, 1.0)
+        return ramp(progress.fraction, 0.0, self.over) if self.over else 1.0
 
 
 class Step(Schedule):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdengine.api import ConfigurationError, Progress, Schedule
+from kdengine.api.metric import mode_in_name
 
 
 class OnMetric(Schedule):
@@ -14,14 +15,15 @@ class OnMetric(Schedule):
 
     An evaluation counts once however many steps see it: it is recognised by ``metrics["step"]``, the step at which it
     ran (without that key, by the epoch in which it is first seen). One that leaves the metric undefined does not count;
-    NaN counts as no improvement.
+    NaN and infinity count as no improvement.
 
     Args:
         metric: name of the evaluation's metric to follow.
         start: value until the first change.
         factor: what the value is multiplied by when the metric stalls.
         patience: evaluations in a row without improvement that make a change.
-        mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is.
+        mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is; by the metric's name when absent:
+            ``"min"`` for a loss, an error, a perplexity, else ``"max"``.
         threshold: an improvement is a difference larger than this.
 
     Example:
@@ -36,11 +38,12 @@ class OnMetric(Schedule):
         start: float,
         factor: float,
         patience: int,
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
         threshold: float = 0.0,
     ) -> None:
         if patience < 1:
             raise ConfigurationError(f"expected patience to be at least 1 evaluation, got {patience}")
+        mode = mode or mode_in_name(metric) or "max"
         if mode not in ("max", "min"):
             raise ConfigurationError(f"expected mode 'max' or 'min', got {mode!r}")
         if threshold < 0.0:
@@ -79,8 +82,8 @@ class OnMetric(Schedule):
             self.current, self.stalled = self.current * self.factor, 0
 
     def _improves(self, value: float) -> bool:
-        if self.best is None or math.isnan(value):
-            return not math.isnan(value)
+        if self.best is None or not math.isfinite(value):
+            return math.isfinite(value)
         gain = value - self.best if self.mode == "max" else self.best - value
         return gain > self.threshold
 
