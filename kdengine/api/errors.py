@@ -93,7 +93,7 @@ class KDEngineWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Warn the user, at the line of their own code that led here."""
-    level = 1
+    level = 2
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1

@@ -90,13 +90,14 @@ class FunctionMetric(Metric):
     def __init__(self, fn: Callable[..., Any], name: str = "metric") -> None:
         self.fn = fn
         self.name = name
-        self._warned = self._is_mean = False
+        self._warned = self._is_mean = self._gives_several = False
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self._sum: Tensor | float = 0.0
         self._items = 0
+        self._ones: list[tuple[Tensor, int]] = []
 
     def update(self, batch: Batch) -> None:
         """Add the batch's items."""
@@ -104,17 +105,20 @@ class FunctionMetric(Metric):
         if len(logits) == 0:
             return
         value = self._call(logits, labels)
-        if value.ndim == 0 or value.numel() == 1:
+        if value.numel() == 1:
             self._compare_halves(value, logits, labels)
-            self._add(value, len(logits))
+            self._ones.append((value, len(logits)))
         elif labels is not None and labels.ndim > 1 and value.shape == labels.shape and not labels.is_floating_point():
-            counted = value[labels.to(value.device) != IGNORE_INDEX]
-            self._add(counted, len(counted))
+            self._add(value[labels.to(value.device) != IGNORE_INDEX])
         else:
             self._check_length(value, logits)
-            self._add(value, len(value))
+            self._add(value)
 
-    def _add(self, value: Tensor, items: int) -> None:
+    def _add(self, values: Tensor) -> None:
+        self._gives_several |= len(values) > 1
+        self._add_mean(values, len(values))
+
+    def _add_mean(self, value: Tensor, items: int) -> None:
         if items:
             self._sum = self._sum + value.mean() * items
             self._items += items
@@ -166,7 +170,13 @@ class FunctionMetric(Metric):
         self._is_mean = first != second
 
     def compute(self) -> float | None:
-        """Mean over items."""
+        """Mean over items.
+
+        One number is the mean over its batch, unless it is one of those that a function gives for some of the items.
+        """
+        for value, items in self._ones:
+            self._add_mean(value, 1 if self._gives_several and value.ndim else items)
+        self._ones = []
         return float(self._sum) / self._items if self._items else None
 
 

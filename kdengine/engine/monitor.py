@@ -105,7 +105,7 @@ class Monitor:
             )
         if self.given_mode is not None and known not in (None, found):
             warn(f"monitor_mode={found!r} is the opposite of what the metric {name!r} says of itself")
-        elif self.given_mode is None and known is None and (in_name or self.plateau) == "min":
+        elif self.given_mode is None and known is None and found == "min" and in_name != self.plateau:
             warn(
                 f"nothing says which way {name!r} is better; by {'its name' if in_name else 'ReduceLROnPlateau'} the "
                 "lowest value is taken for the best. Write Engine(monitor_mode='min'), or 'max' if it is the highest"

@@ -65,6 +65,40 @@ def test_the_student_of_a_scripts_run_is_exported(kd, scripted, name):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "best.pth"])
+def test_the_best_student_is_exported_where_the_last_is_not_the_best(kd, place, name):
+    scores = iter([0.9, 0.1])
+    kdengine.Engine(
+        nn.Linear(2, 3),
+        losses=[CE()],
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named], lr=0.1),
+        loggers=[],
+        out=place / "two",
+    ).fit([(torch.randn(4, 2), torch.arange(4) % 3)], lambda student: {"score": next(scores)}, epochs=2)
+    code, _, err = kd("export", place / "two", name, "--best")
+    assert code == 0, err
+    found = safetensors.torch.load_file(name) if name.endswith("tensors") else torch.load(name, weights_only=True)
+    run = kdengine.load_run(place / "two")
+    assert torch.equal(found["weight"], run.student(best=True)["weight"])
+    assert not torch.equal(found["weight"], run.student()["weight"])
+    shutil.rmtree(place / "two" / "checkpoints")
+    code, _, err = kd("export", place / "two", name, "--best")
+    assert code == 2
+    assert "epoch 1" in err
+    assert "is gone" in err
+
+
+def test_the_best_student_is_evaluated_where_the_last_is_not_the_best(kd, run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first = next(record for record in records if record["kind"] == "evaluate")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"] = {"metric": "top1", "value": first["top1"], "step": first["step"], "epoch": 1}
+    (run / "summary.json").write_text(json.dumps(summary))
+    code, out, err = kd("evaluate", run, "--best", "--json")
+    assert code == 0, err
+    assert json.loads(out)["top1"] == pytest.approx(first["top1"], rel=1e-6)
+
+
 def test_what_needs_a_recipe_says_what_a_script_does_instead(kd, scripted):
     code, _, err = kd("evaluate", scripted)
     assert code == 2

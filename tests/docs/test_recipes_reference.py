@@ -45,8 +45,8 @@ def test_every_learning_rate_schedule_is_listed_with_its_class():
 
 @pytest.mark.parametrize("component", Host(autoload=False).components("schedules"), ids=lambda item: item.name)
 def test_every_schedule_is_listed_with_its_arguments(component):
-    shown = section("## Schedules of scalars")
-    (row,) = re.findall(rf"^\| `{component.name}` \| ([^|]*) \|", shown, flags=re.MULTILINE)
+    table = section("## Schedules of scalars")
+    (row,) = re.findall(rf"^\| `{component.name}` \| ([^|]*) \|", table, flags=re.MULTILINE)
     known = arguments(component.load())
     assert re.findall(r"`(\w+)`", row) == list(known)
     given = dict(re.findall(r"`(\w+)` = `?([^`,]+)`?", row))
@@ -54,7 +54,8 @@ def test_every_schedule_is_listed_with_its_arguments(component):
         assert argument.required == (name not in given)
         if not argument.required:
             default = argument.default
-            assert given[name].strip('"') == (f"{default:g}" if isinstance(default, float) else default)
+            shown = f"{default:g}" if isinstance(default, float) else "none" if default is None else default
+            assert given[name].strip('"') == shown
 
 
 def test_every_transform_that_a_test_input_keeps_is_named():

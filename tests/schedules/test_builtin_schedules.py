@@ -53,6 +53,17 @@ def test_warmup_over_nothing_is_constant():
     assert at(WarmUp(0.9, over=0.0), 0) == 0.9
 
 
+def test_warmup_by_epochs_is_the_stair_of_the_published_code():
+    """The code of DKD and ReviewKD: the loss times min(epoch / 20, 1), epoch counted from 1."""
+    published = [min(epoch / 20, 1.0) for epoch in range(1, 241)]
+    stair = [at(WarmUp(1.0, epochs=20), 0, epoch=epoch, epochs=240) for epoch in range(240)]
+    assert stair == published
+    assert (stair[0], sum(stair[:20])) == (0.05, pytest.approx(10.5, rel=1e-12))
+    line = [WarmUp(1.0, over=20 / 240).value(Progress(step, 24_001, step // 100, 240)) for step in range(2000)]
+    assert sum(line) / 100 / sum(stair[:20]) == pytest.approx(0.952, rel=1e-3)
+    assert at(WarmUp(4.0, start=2.0, epochs=4), 0, epoch=1) == 3.0
+
+
 def test_step_multiplies_every_so_many_epochs():
     values = [at(Step(8.0, 0.5, every=2), 0, epoch=epoch, epochs=5) for epoch in range(5)]
     assert values == [8.0, 8.0, 4.0, 4.0, 2.0]
@@ -74,6 +85,9 @@ def test_piecewise_constant_holds_each_value():
         lambda: Linear(1, 0, begin=0.5, until=0.5),
         lambda: Cosine(1, 0, until=1.5),
         lambda: WarmUp(1, over=2.0),
+        lambda: WarmUp(1, over=0.5, epochs=20),
+        lambda: WarmUp(1, epochs=0),
+        lambda: WarmUp(1, epochs=2.5),
         lambda: Step(1, 0.5, every=0),
         lambda: Piecewise([]),
         lambda: Piecewise([(0.5, 1.0), (0.5, 2.0)]),
@@ -159,3 +173,20 @@ def test_on_metric_goes_on_from_its_state_in_the_middle_of_an_evaluation():
     second.step = 10
     assert second.see(0.4) == expected[1:2], "the evaluation before the resume was counted again"
     assert seen + second.see(0.3, 0.2, 0.1) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("val_loss", "min"), ("calibration_error", "min"), ("top1", "max"), ("answer", "max")]
+)
+def test_on_metric_takes_its_direction_from_the_metrics_name_unless_it_is_said(metric, mode):
+    assert OnMetric(metric, 1.0, 0.5, patience=1).mode == mode
+    assert OnMetric(metric, 1.0, 0.5, patience=1, mode="max").mode == "max"
+
+
+def test_on_metric_takes_infinity_for_no_improvement():
+    schedule = OnMetric("top1", start=4.0, factor=0.5, patience=1)
+    seen = [0.1, math.inf, 0.2, math.nan]
+    values = [
+        schedule.value(Progress(step, 9, metrics={"top1": value, "step": step})) for step, value in enumerate(seen)
+    ]
+    assert values == [4.0, 2.0, 2.0, 1.0]
