@@ -148,6 +148,7 @@ def export(
     from kdengine import _files as files
     from kdengine.api import ConfigurationError
     from kdengine.engine import rundir
+    from kdengine.engine.student_file import write_weights
 
     if file.suffix not in (".safetensors", ".pth", ".pt"):
         raise ConfigurationError(f"expected a file that ends in .safetensors, .pth or .pt, got {file}")
@@ -157,7 +158,7 @@ def export(
         raise ConfigurationError(f"{run} holds several students ({names}): name one, such as {folders[0]}")
     state = rundir.read_student(run, best=best)
     if file.suffix == ".safetensors" and best:
-        rundir.export_student(file, state)
+        write_weights(file, state)
     elif file.suffix == ".safetensors":
         with files.replacing(file) as temporary:
             shutil.copyfile(run / layout.STUDENT, temporary)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdengine.api import ConfigurationError
-from kdengine.engine import rundir
+from kdengine.engine import rundir, wrappers
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ class Result:
         """
         if self.out is None:
             raise ConfigurationError("the best student is kept in a run directory, and this fit had none: Engine(out=)")
-        model.load_state_dict(rundir.read_student(self.out, best=True))
+        model.load_state_dict(wrappers.fitted(rundir.read_student(self.out, best=True), model))
         return model

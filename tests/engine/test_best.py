@@ -68,7 +68,7 @@ UP, DOWN = (0.3, 1, "max"), (0.1, 2, "min")
     ("make", "options", "expected", "warned"),
     [
         (lambda v: {"score": Undirected(v, higher_is_better=False)}, {}, DOWN, None),
-        (lambda v: {"loss": Undirected(v, higher_is_better=True)}, {}, UP, None),
+        (lambda v: {"val_loss": Undirected(v, higher_is_better=True)}, {}, UP, None),
         (lambda v: {"score": Undirected(v, higher_is_better=None)}, {}, UP, None),
         (lambda v: {"score": Undirected(v)}, {"monitor_mode": "min"}, DOWN, None),
         (lambda v: {"word_error_rate": Undirected(v)}, {}, DOWN, "'word_error_rate' is better; by its name"),
