@@ -353,7 +353,6 @@ class Engine:
             interval=Means(objective.names),
             epoch_means=Means(objective.names),
             to_batch=self._to_batch,
-            ema=self.ema,
             found=Flag(self.runtime.device),
         )
         fit.signature = self._record.begin(signature(fit, options))

@@ -74,7 +74,7 @@ def _settings(fit: Fit) -> Iterator[tuple[str, Any]]:
         yield name, plain(schedule)
     for position, transform in enumerate(fit.transforms):
         yield from _of(f"batch_transforms.{position}", transform)
-    yield "ema", fit.ema
+    yield "ema", fit.settings.ema
     yield "classes", plain(getattr(fit.models.align, "classes", None))
     yield from _of_teacher(fit)
     yield from _of_data(fit.feed.loader)
