@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kdengine._launch import Launch, launched
 from kdengine._processes import is_running as is_running
 from kdengine.api.errors import ConfigurationError, KDEngineError, ProcessError
 
@@ -220,25 +221,50 @@ def join() -> Processes:
     """
     global _group
     exists = dist.is_available() and dist.is_initialized()
-    if not exists and int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return ALONE
     if exists and dist.get_world_size() == 1:
         return ALONE
-    if _group is None or not _group.is_current:
-        _group = Group(made_here=False) if exists else _meet()
+    if _group is not None and _group.is_current:
+        return _group
+    if exists:
+        _group = Group(made_here=False)
+        return _group
+    launch = _launched()
+    if launch.world == 1:
+        return ALONE
+    _group = _meet(launch)
     return _group
 
 
-def _meet() -> Group:
+def joined() -> Processes:
+    """The processes that have met already; this one alone where none have."""
+    return _group if _group is not None and _group.is_current else ALONE
+
+
+def _launched() -> Launch:
+    try:
+        return launched()
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _meet(launch: Launch) -> Group:
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(launch.local_rank)
     try:
         dist.init_process_group(timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise ConfigurationError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet: {error}; "
-            "start them with torchrun --nproc-per-node N"
+            f"WORLD_SIZE is {launch.world}, but the processes do not meet: {_why_apart(error)}"
         ) from error
     group = Group(made_here=True)
     atexit.register(group.end)
     return group
+
+
+def _why_apart(error: Exception) -> str:
+    """Why processes do not meet, without the stack that torch may add."""
+    reason = str(error).partition("\n")[0].strip()
+    if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+        port = os.environ.get("MASTER_PORT")
+        return f"port {port} is in use here by something else; choose another one: torchrun --master-port PORT ..."
+    return f"{reason}; start them with torchrun --nproc-per-node N"

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from kdengine.cli import planning, scaffold, tables
+from kdengine.cli.prepared import prepared
 
 plugins_app = typer.Typer(invoke_without_command=True, help="List plugins; show, check or begin one.")
-plugins_app.command("new")(scaffold.new)
+plugins_app.command("new")(prepared(scaffold.new))
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Acting = Annotated[
@@ -86,6 +87,7 @@ def plugins(context: typer.Context, acting: Acting = None, as_json: Json = False
 
 
 @plugins_app.command("show")
+@prepared
 def show(
     name: Annotated[str, typer.Argument(help="A plugin, or a component such as kd or builtin:kd.")],
     acting: Acting = None,
@@ -103,6 +105,7 @@ def show(
 
 
 @plugins_app.command("check")
+@prepared
 def check(
     package: Annotated[str, typer.Argument(help="An installed plugin or its distribution, a file, or a module.")],
     settings: Annotated[

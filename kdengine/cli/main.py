@@ -9,45 +9,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kdengine import _interrupts as interrupts
 from kdengine._version import __version__
-from kdengine.cli import build, compare, env, listing, running, runs, several
+from kdengine.cli import build, compare, env, listing, output, running, runs, several
+from kdengine.cli.prepared import prepared
+from kdengine.cli.verdict import FAILURE, USAGE, verdict
 
 app = typer.Typer(name="kdengine", add_completion=False, pretty_exceptions_enable=False)
-
-
-class CommandInterruptedError(Exception):
-    """A signal; typer would leave with the exit code alone, without a word.
-
-    Attributes:
-        code: the exit code.
-        word: what became of the command.
-    """
-
-    def __init__(self, reason: BaseException) -> None:
-        super().__init__()
-        terminated = isinstance(reason, interrupts.Terminated)
-        self.code, self.word = (TERMINATED, "terminated") if terminated else (INTERRUPTED, "interrupted")
-        for note in getattr(reason, "__notes__", ()):
-            self.add_note(note)
-
-
-def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a signal leave a command as an exception that typer passes on, with its notes."""
-
-    @wraps(command)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (KeyboardInterrupt, interrupts.Terminated) as error:
-            raise CommandInterruptedError(error) from error
-
-    return call
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -65,11 +37,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     build.build,
 )
 for command in COMMANDS:
-    app.command()(interruptible(command))
+    app.command()(prepared(command))
 app.add_typer(listing.plugins_app, name="plugins")
-
-USAGE, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-"""Exit codes: what the user can mend, everything else that went wrong, Ctrl-C, and SIGTERM."""
 
 
 @app.callback(invoke_without_command=True)
@@ -105,6 +74,7 @@ def invoke(arguments: Sequence[str]) -> int:
         arguments: what follows ``kdengine``. ``--debug`` may stand anywhere.
     """
     debug = "--debug" in arguments
+    output.accept_any_text()
     try:
         code = typer.main.get_command(app).main(
             [argument for argument in arguments if argument != "--debug"], "kdengine", standalone_mode=False
@@ -138,37 +108,6 @@ def explain(error: BaseException) -> int:
 def usage_error() -> type[Exception]:
     """The class of what the parser refuses; typer has its own copy of click in some versions and not in others."""
     return next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-
-
-def verdict(error: BaseException) -> tuple[int, str]:
-    """The exit code and the message of an exception."""
-    if isinstance(error, KeyboardInterrupt | interrupts.Terminated):
-        error = CommandInterruptedError(error)
-    if isinstance(error, CommandInterruptedError):
-        return error.code, error.word
-    if isinstance(error, OSError):
-        return USAGE, f"error: {describe_os_error(error)}"
-    from kdengine.api.errors import KDEngineError, NonFiniteError
-
-    if isinstance(error, NonFiniteError):
-        return FAILURE, f"error: {error}"
-    if isinstance(error, KDEngineError):
-        return USAGE, f"error: {error}"
-    from kdengine.ops.library import EnvironmentSettingError, UnavailableError
-
-    if isinstance(error, EnvironmentSettingError | UnavailableError):
-        return USAGE, f"error: {error}"
-    return FAILURE, (
-        f"error: {type(error).__name__}: {error}\n"
-        "Run again with --debug for the traceback; this is a bug in kdengine or a plugin."
-    )
-
-
-def describe_os_error(error: OSError) -> str:
-    """What the system refused, and where: ``no space left on device: runs/digits``."""
-    reason = error.strerror or str(error)
-    place = f": {error.filename}" if error.filename is not None and str(error.filename) not in reason else ""
-    return f"{reason[:1].lower()}{reason[1:]}{place}"
 
 
 def tell(text: str) -> None:

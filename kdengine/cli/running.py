@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdengine import _interrupts as interrupts
 from kdengine.cli import planning, tables
 from kdengine.engine import layout
 
@@ -69,11 +68,6 @@ def run(
         typer.echo(f"{'going on with' if resume and not made else 'writing'} {folder}")
     try:
         summary = carry_out(plan, options)
-    except (KeyboardInterrupt, interrupts.Terminated, OSError) as error:
-        if (folder / layout.RECIPE).exists():
-            again = f" --seeds {seeds}" if seeds else ""
-            error.add_note(f"To go on where it stopped: kdengine run --resume --out {folder}{again}")
-        raise
     finally:
         if out is None and processes.is_main:
             with suppress(OSError):  # not empty: the run has begun

@@ -6,15 +6,25 @@ import os
 import sys
 from typing import NoReturn
 
+from kdengine._launch import ALONE, Launch, launched
+
 
 def rank() -> int:
     """This process among those that torchrun has started, from 0."""
-    return int(os.environ.get("RANK", "0")) if is_several() else 0
+    return _launched().rank
 
 
 def is_several() -> bool:
     """Whether torchrun has started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _launched().world > 1
+
+
+def _launched() -> Launch:
+    """What the environment says; where it makes no sense each process speaks, and joining the others says why."""
+    try:
+        return launched()
+    except ValueError:
+        return ALONE
 
 
 def is_main() -> bool:
@@ -32,9 +42,9 @@ def explain(error: BaseException) -> BaseException:
     """What to tell of an error: which process was lost, where that is the reason."""
     if not is_several():
         return error
-    from kdengine.api.processes import join
+    from kdengine.api.processes import joined
 
-    return join().explain(error)
+    return joined().explain(error)
 
 
 def leave(code: int) -> NoReturn:
@@ -43,9 +53,9 @@ def leave(code: int) -> NoReturn:
     A process group that Python tears down may abort at exit, so what has to be done is done here.
     """
     if is_several() and code == 0:
-        from kdengine.api.processes import join
+        from kdengine.api.processes import joined
 
-        join().end()
+        joined().end()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from kdengine._launch import local_rank
 from kdengine.api.errors import ConfigurationError
 from kdengine.api.processes import Processes, join
 from kdengine.engine.loader import Share
@@ -102,5 +102,13 @@ def choose_device(device: str | torch.device) -> torch.device:
             ) from error
         return chosen
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+        return torch.device("cuda", _number_of_gpu())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _number_of_gpu() -> int:
+    try:
+        number = local_rank()
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    return torch.cuda.current_device() if number is None else number

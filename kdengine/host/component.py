@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from kdengine._interrupts import Terminated
 from kdengine.api.errors import PluginError
 from kdengine.host.plugin import Plugin, describe_failure
 from kdengine.host.registry import Implementation
@@ -61,6 +62,8 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             value = reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except Terminated:  # a signal, which is a SystemExit as well
+            raise
         except (Exception, SystemExit) as error:
             raise self._failure(f"{describe_failure(error)}{advise(error)}") from error
         if not callable(value):
@@ -92,6 +95,8 @@ def contributed(implementation: Implementation) -> list[Component]:
     try:
         offered = implementation.function()
         problems = list(find_problems(offered))
+    except Terminated:  # a signal, which is a SystemExit as well
+        raise
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{plugin.title} failed in {hook}: {describe_failure(error)}", plugin=plugin.name, hook=hook

@@ -15,6 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
+from kdengine._interrupts import Terminated
 from kdengine.api.errors import ConfigurationError, PluginError, nearest
 from kdengine.api.hooks import PROJECT
 from kdengine.host.files import load_file
@@ -61,6 +62,8 @@ class Installed:
         try:
             check_name(plugin.name, f"the entry point of {plugin.distribution} {plugin.version}")
             return replace(plugin, target=held(points[0].load()))
+        except Terminated:  # a signal, which is a SystemExit as well
+            raise
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{plugin.title} cannot be imported: {describe_failure(error)}", plugin=plugin.name
@@ -190,6 +193,8 @@ def resolve_dotted(text: str, installed: Installed) -> Plugin:
             ) from error
         raise PluginError(f"plugin {text!r} cannot be imported: {error}", plugin=text) from error
     except (ConfigurationError, PluginError):
+        raise
+    except Terminated:  # a signal, which is a SystemExit as well
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"plugin {text!r} cannot be imported: {describe_failure(error)}", plugin=text) from error

@@ -19,6 +19,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from kdengine._interrupts import Terminated
 from kdengine._paths import expanded
 from kdengine.api.errors import ConfigurationError, PluginError, nearest
 from kdengine.host import neighbours
@@ -78,6 +79,8 @@ def import_file(name: str, path: Path) -> ModuleType:
     except SyntaxError as error:
         where = f" in {error.filename}, line {error.lineno}" if error.lineno else ""
         raise PluginError(f"{plugin.title} has a syntax error{where}: {error.msg}", plugin=plugin.name) from error
+    except Terminated:  # a signal, which is a SystemExit as well
+        raise
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{plugin.title} cannot be imported: {describe_failure(error)}{explain_relative(error)}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from kdengine import _files as files
+from kdengine import _interrupts as interrupts
 from kdengine.api import CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.processes import join
 from kdengine.engine import layout, rundir
@@ -76,6 +78,13 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     data = make_data(plan)
     rehearse(plan, data)
     on_main(lambda: files.write_text(options.out / layout.RECIPE, dump(plan.recipe)))
+    with resumable(options):
+        return carry_out(plan, data, options, seeds)
+
+
+def carry_out(plan: Plan, data: Data, options: Options, seeds: Sequence[int]) -> dict[str, Any]:
+    """Train the teacher and every seed's student; put their summaries together."""
+    on_main = join().on_main
     teacher = get_teacher(plan, data, options.loggers(), options.say)
     if options.seeds is None:
         return run_seed(plan, data, teacher, options, seeds[0], options.out)
@@ -91,6 +100,19 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
         raise CheckpointError(f"the seeds of {options.out} do not fit each other: {error!r}") from error
     on_main(lambda: rundir.write_summary(options.out, summary))
     return summary
+
+
+@contextmanager
+def resumable(options: Options) -> Iterator[None]:
+    """Tell whatever ends a run that has begun how it goes on."""
+    try:
+        yield
+    except BaseException as error:
+        seeds = f" --seeds {options.seeds}" if options.seeds else ""
+        mended = isinstance(error, KeyboardInterrupt | interrupts.Terminated | OSError)
+        first = "To go on" if mended else "Once that is mended, to go on"
+        error.add_note(f"{first} where it stopped: kdengine run --resume --out {options.out}{seeds}")
+        raise
 
 
 def check_directory(plan: Plan, options: Options) -> None:
