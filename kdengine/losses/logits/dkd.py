@@ -34,7 +34,8 @@ class DKD(Loss):
         alpha: weight of the term of the own class.
         beta: weight of the term of the other classes.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
-        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`),
+            for both terms, as the published code of Sun et al. 2024 does.
 
     Example:
         >>> DKD(beta=2.0).terms

@@ -36,7 +36,8 @@ class NKD(Loss):
         temperature: T > 0, of the other classes.
         gamma: weight of the term of the other classes.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
-        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`),
+            for both terms, that of the own class at temperature 1 included.
 
     Example:
         >>> NKD().terms

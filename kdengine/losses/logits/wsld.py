@@ -36,7 +36,8 @@ class WSLD(Loss):
     Args:
         temperature: T > 0.
         ignore_index: label of an unlabelled item, which is left out. Probabilities as labels are refused.
-        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`).
+        standardize: whether to standardise the logits first (:func:`~kdengine.losses.logits.standardize.standardize`),
+            for all of it, L_s and L_t included.
 
     Example:
         >>> WSLD().needs.labels

@@ -135,7 +135,7 @@ def fit(losses, epochs=8, width=4, lr=0.05, items=32, **options):
         engine = Engine(
             student,
             teacher,
-            losses=losses if isinstance(losses, dict) else {"loss": losses},
+            losses=losses if isinstance(losses, dict) else {"own": losses},
             optimizer=lambda named: torch.optim.Adam([parameter for _, parameter in named], lr=lr),
             device="cpu",
             seed=0,
@@ -145,6 +145,6 @@ def fit(losses, epochs=8, width=4, lr=0.05, items=32, **options):
         return engine.fit(kdengine.loader(data, batch_size=8, seed=0), epochs=epochs)
 
 
-def course(loss, term="loss", **options):
+def course(loss, term="own", **options):
     """The mean of a term in each epoch of a small fit."""
     return [record[term] for record in fit(loss, **options).history]

@@ -192,9 +192,9 @@ def test_bad_arguments_are_refused(options, message):
 
 def test_a_fit_trains_the_paraphraser_and_then_lowers_the_transfer():
     first = Factor(**STAGES, transfer_weight=0.0)
-    errors = course(first, term="loss.reconstruction", lr=0.005)
+    errors = course(first, term="own.reconstruction", lr=0.005)
     assert errors[-1] < 0.75 * errors[0]
-    transfers = course(Factor(**STAGES, paraphrasers=first.paraphrasers), term="loss.transfer", lr=0.01)
+    transfers = course(Factor(**STAGES, paraphrasers=first.paraphrasers), term="own.transfer", lr=0.01)
     assert transfers[-1] < 0.7 * transfers[0]
 
 
@@ -202,7 +202,7 @@ def test_the_paraphraser_can_be_trained_first_by_schedules():
     first = kdengine.Piecewise([(0.0, 0.0), (0.5, 500.0)], interpolation="constant")
     then = kdengine.Piecewise([(0.0, 1.0), (0.5, 0.0)], interpolation="constant")
     found = fit(Factor(**STAGES, transfer_weight=first, reconstruction_weight=then), epochs=4, lr=0.02).history
-    transfers, errors = ([record[f"loss.{term}"] for record in found] for term in ("transfer", "reconstruction"))
+    transfers, errors = ([record[f"own.{term}"] for record in found] for term in ("transfer", "reconstruction"))
     assert transfers[0] == errors[-1] == 0
     assert transfers[-1] > 0 < errors[0]
 

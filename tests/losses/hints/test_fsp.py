@@ -24,10 +24,11 @@ def matrix(first, last):
     return [[sum(x * y for x, y in zip(f, g, strict=True)) / len(f) for g in rows[1]] for f in rows[0]]
 
 
-def test_the_kit_accepts_flows_by_wildcard_that_change_their_size():
+@pytest.mark.parametrize("pool", ["average", "max"])
+def test_the_kit_accepts_flows_by_wildcard_that_change_their_size(pool):
     shapes = {"s1:input": (1, 4, 4), "s1": (2, 2, 2), "s2:input": (2, 3, 3), "s2": (2, 2, 2)}
     flow = ["s?:input", "s?"]
-    check_loss(FSP, sample=features(shapes, shapes), student=flow, teacher=flow)
+    check_loss(FSP, sample=features(shapes, shapes), student=flow, teacher=flow, pool=pool)
 
 
 def test_each_item_is_the_mean_squared_error_of_its_matrices():
@@ -52,6 +53,18 @@ def test_the_larger_layer_of_a_flow_is_pooled_by_averages():
     for output in (pooled.student, pooled.teacher):
         output.features["a"] = output.features["a"].view(4, 3, 2, 2, 2, 2).mean(dim=(3, 5))
     torch.testing.assert_close(FSP(**FLOW).per_item(found), FSP(**FLOW).per_item(pooled))
+
+
+def test_the_larger_layer_of_a_flow_is_pooled_by_maxima_as_in_the_paper():
+    found, pooled = batch(sizes=((2, 2), (4, 4))), batch(sizes=((2, 2), (4, 4)))
+    for output in (pooled.student, pooled.teacher):
+        output.features["b"] = output.features["b"].unflatten(3, (2, 2)).unflatten(2, (2, 2)).amax(dim=(3, 5))
+    assert torch.equal(FSP(**FLOW, pool="max").per_item(found), FSP(**FLOW).per_item(pooled))
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ConfigurationError, match="fsp: pool must be 'average' or 'max', got 'mean'"):
+        FSP(**FLOW, pool="mean")
 
 
 def test_the_teachers_maps_may_have_another_size():

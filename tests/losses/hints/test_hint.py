@@ -47,6 +47,12 @@ def test_the_kit_accepts_every_projector(projector, student, teacher):
     check_loss(Hint, sample=features([student], [teacher]), projector=projector, **PATHS)
 
 
+def test_its_factor_does_not_hide_the_change_of_precision_of_a_module():
+    loss = Hint(**PATHS, half=False)
+    loss.regressors.append(torch.nn.Linear(2, 2))
+    assert {parameter.dtype for parameter in loss.half().parameters()} == {torch.float16}
+
+
 def test_the_kit_accepts_several_pairs_of_different_shapes():
     names = ["hidden", "other", "last"]
     shapes = [(6,), (2, 3, 3), (4, 3)], [(5,), (3, 2, 2), (7, 4)]

@@ -129,7 +129,7 @@ def test_a_fit_lowers_it():
 
 
 def test_a_fit_lowers_it_on_vectors():
-    history = tiny_run({"loss": VID(**PATHS)}, epochs=6).result.history
+    history = tiny_run({"own": VID(**PATHS)}, epochs=6).result.history
     assert history[-1]["loss"] < history[0]["loss"]
 
 

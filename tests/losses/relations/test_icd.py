@@ -41,7 +41,7 @@ def expected(student, teacher, normalize=False):
     return values
 
 
-@pytest.mark.parametrize("options", [{}, {"normalize": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"normalize": True, "always_project": True}], ids=str)
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
     ("student", "teacher"),
@@ -149,6 +149,24 @@ def test_unequal_positions_are_refused():
 def test_paths_are_required():
     with pytest.raises(TypeError, match="teacher"):
         ICD("hidden")
+
+
+def test_equal_channels_are_projected_where_that_is_asked_for():
+    batch = on_features(maps(4, 3, 2, 5), maps(4, 3, 2, 5, seed=1))
+    plain, always = (ICD(**PATHS, batch_norm=False, always_project=always) for always in (False, True))
+    for loss in (plain, always):
+        loss.setup(batch)
+        loss.double()
+    assert not list(plain.parameters())
+    assert plain.at_equality == "zero"
+    assert always.at_equality is None
+    with torch.no_grad():
+        always.projections[0].conv.weight.copy_(torch.eye(3)[:, :, None])
+    assert torch.equal(always.per_item(batch), plain.per_item(batch))
+    with torch.no_grad():
+        always.projections[0].conv.weight.copy_(2 * torch.eye(3)[:, :, None])
+    doubled = on_features(2 * batch.student.features["hidden"], batch.teacher.features["hidden"])
+    assert torch.equal(always.per_item(batch), plain.per_item(doubled))
 
 
 @pytest.mark.parametrize("options", [{"normalize": True}, {"batch_norm": False}], ids=str)
