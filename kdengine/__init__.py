@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 _API = (
     "HOOK_VERSION", "Batch", "BatchTransform", "CheckpointContext", "CheckpointError", "ConfigurationError",
-    "Decision", "EvaluateContext", "ExceptionContext", "FitContext", "KDEngineError", "Logger", "Loss", "Metric",
-    "Needs", "NonFiniteError", "Output", "PluginError", "ProcessError", "Progress", "RunInfo", "Scalar", "Schedule",
-    "StepContext", "TeacherSource", "Weight", "from_callable", "gather", "hookimpl",
+    "Decision", "EvaluateContext", "ExceptionContext", "FitContext", "KDEngineError", "Logger", "Loss", "LossError",
+    "Metric", "Needs", "NonFiniteError", "Output", "PluginError", "ProcessError", "Progress", "RunInfo", "Scalar",
+    "Schedule", "StepContext", "TeacherSource", "Weight", "classes_last", "from_callable", "gather", "hookimpl",
+    "next_token",
 )  # fmt: skip
 
 _HOMES = {

@@ -13,6 +13,7 @@ from kdengine.api.errors import (
     CheckpointError,
     ConfigurationError,
     KDEngineError,
+    LossError,
     NonFiniteError,
     PluginError,
     ProcessError,
@@ -22,6 +23,7 @@ from kdengine.api.hooks import HOOK_VERSION, hookimpl
 from kdengine.api.logger import Logger, RunInfo
 from kdengine.api.loss import Loss, Needs, Weight, from_callable
 from kdengine.api.metric import Metric
+from kdengine.api.models import classes_last, next_token
 from kdengine.api.schedule import Progress, Scalar, Schedule
 from kdengine.api.teacher import TeacherSource
 from kdengine.api.transform import BatchTransform
@@ -40,6 +42,7 @@ __all__ = [
     "KDEngineError",
     "Logger",
     "Loss",
+    "LossError",
     "Metric",
     "Needs",
     "NonFiniteError",
@@ -53,7 +56,9 @@ __all__ = [
     "StepContext",
     "TeacherSource",
     "Weight",
+    "classes_last",
     "from_callable",
     "gather",
     "hookimpl",
+    "next_token",
 ]

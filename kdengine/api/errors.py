@@ -42,6 +42,23 @@ class LossError(ConfigurationError):
         return type(self), (self.reason, *self.place[1:])
 
 
+class LossFailedError(LossError):
+    """A loss raised while it ran; its exception is the cause.
+
+    Attributes:
+        plugin: distribution and version, or file, of the loss's code; None for a builtin.
+        step: the optimizer step that was under way, counted from 1, or None outside of training.
+    """
+
+    plugin: str | None = None
+    step: int | None = None
+
+    def note_step(self, step: int) -> None:
+        """Say in which step it happened."""
+        self.step, self.reason = step, f"{self.reason} (at step {step})"
+        self.args = (f"{'.'.join(self.place)}: {self.reason}",)
+
+
 @contextmanager
 def in_loss(label: str, argument: str | None = None) -> Iterator[None]:
     """What goes wrong in here is said of a loss: a ValueError becomes a LossError, any other error gets a note."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api.batch import Batch
+from kdengine.api.errors import ConfigurationError
 from kdengine.api.given import Given
+from kdengine.api.labels import IGNORE_INDEX, labelled, labelled_items
 from kdengine.api.schedule import Progress, Schedule
 
 Weight: TypeAlias = Tensor | float
@@ -18,6 +20,11 @@ Weight: TypeAlias = Tensor | float
 
 A number (or 0-dim tensor) when every item of the micro-batch counts alike, else a tensor with the mask's shape.
 """
+
+
+Classes: TypeAlias = Literal["exclusive", "independent"]
+"""What the last dimension of logits holds: classes that exclude one another, as a softmax has them, or labels each of
+which is there or not, as a sigmoid has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,10 @@ class Needs:
         teacher_features: the same of the teacher.
         teacher_gradients: whether a gradient must flow into the teacher (an evolving source only).
         teacher_training: whether the teacher must be in training mode (an evolving source only).
+        classes: what the last dimension of the logits is to the loss: ``"exclusive"`` classes, over which it takes a
+            softmax, ``"independent"`` labels, or None for any tensor. What is declared is checked on real outputs
+            before the first step: a single exclusive class, classes in dimension 1, labels of another form or out of
+            range.
     """
 
     teacher: bool = True
@@ -44,6 +55,7 @@ class Needs:
     teacher_features: tuple[str, ...] = ()
     teacher_gradients: bool = False
     teacher_training: bool = False
+    classes: Classes | None = None
 
 
 class Loss(Given, nn.Module):
@@ -102,12 +114,37 @@ class Loss(Given, nn.Module):
         """
 
     def valid(self, batch: Batch) -> Tensor | Mapping[str, Tensor | None] | None:
-        """Which items count, from inputs and labels only.
+        """Say which items count, from inputs and labels only.
+
+        By default all of them count, save those without a label where the loss needs labels: class ids equal to the
+        loss's ``ignore_index`` (-100 where it has no such attribute). Of several ids per item one suffices, unless the
+        loss declares ``Needs(classes="exclusive")``: each position then counts for itself, and a row of probabilities
+        that are all zero does not.
 
         Returns:
             None for all, a bool tensor ``(B,)`` or ``(B, ...)`` for every term, or one such value per term.
         """
-        return None
+        labels = batch.labels
+        if not self.needs.labels or not isinstance(labels, Tensor):
+            return None
+        given = getattr(self, "ignore_index", IGNORE_INDEX)
+        ignore_index = given if isinstance(given, int) else IGNORE_INDEX
+        if self.needs.classes != "exclusive":
+            return labelled_items(labels, ignore_index)
+        mask = labelled(labels, ignore_index)
+        if mask is None or mask.ndim == 1 or self.scope == "item":
+            return mask
+        return mask.flatten(1).any(dim=-1)  # a loss of scope "batch" compares whole items
+
+    def inspect(self, batch: Batch) -> None:
+        """Look at real data once, before the first step, and raise what the loss cannot work with.
+
+        The batch has outputs, and its values may be read, which in :meth:`per_item` would wait for the device at every
+        step. The default looks at nothing.
+
+        Raises:
+            ConfigurationError: as the loss may say; the engine adds the loss's label.
+        """
 
     def per_item(self, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """Values of shape ``(B, ...)``; dimensions beyond those of the mask are averaged within the item."""
@@ -197,17 +234,64 @@ class CallableLoss(Loss):
         self.fn = fn
         self.target = target
         self.needs = Needs(teacher=target == "teacher", labels=target == "labels")
+        if isinstance(ignored := getattr(fn, "ignore_index", None), int):
+            self.ignore_index = ignored
+
+    def valid(self, batch: Batch) -> Tensor | Mapping[str, Tensor | None] | None:
+        """What is labelled: position by position for a criterion that has an ``ignore_index``, else item by item."""
+        labels = batch.labels
+        if self.needs.labels and isinstance(labels, Tensor) and hasattr(self, "ignore_index"):
+            return labelled(labels, self.ignore_index)
+        return super().valid(batch)
 
     def per_item(self, batch: Batch) -> Tensor:
         """Call the criterion on student logits and the target; it must not reduce."""
-        target = wide(batch.teacher.logits) if self.target == "teacher" else batch.labels
-        values = self.fn(wide(batch.student.logits), target)
+        student = wide(batch.student.logits)
+        target = wide(batch.teacher.logits) if self.target == "teacher" else as_ids(batch.labels)
+        values = self.fn(student, target)
         if values.ndim == 0:
-            raise TypeError(
+            raise ConfigurationError(
                 "the criterion given to from_callable returned one number for the whole batch; the engine reduces, "
                 "so pass one that returns a value per item, for instance nn.MSELoss(reduction='none')"
             )
+        if isinstance(target, Tensor) and target.shape != student.shape:
+            refuse_broadcast(values.shape, student.shape, target.shape, "the labels" if self.needs.labels else TEACHER)
         return values
+
+
+TEACHER = "the teacher's logits"
+
+
+def as_ids(labels: Any) -> Any:
+    """Class ids as int64, the one type that PyTorch's criteria index by; anything else as it is."""
+    narrow = isinstance(labels, Tensor) and labels.dtype in (torch.int8, torch.int16, torch.int32)
+    return labels.long() if narrow else labels
+
+
+def refuse_broadcast(values: Sequence[int], student: Sequence[int], target: Sequence[int], what: str) -> None:
+    """Refuse values that come from every output against every target: ``(N, 1)`` against ``(N,)`` is ``(N, N)``.
+
+    Args:
+        values: shape of what a criterion gave.
+        student: shape of the student's logits.
+        target: shape of what they were compared with.
+        what: the target in words.
+
+    Raises:
+        ConfigurationError: the values have the shape to which both sides broadcast, and neither side has it.
+    """
+    try:
+        together = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            tuple(student), tuple(target)
+        )
+    except RuntimeError:  # they do not broadcast, so the criterion knew what to do
+        return
+    if tuple(values) == tuple(together) and tuple(values) not in (tuple(student), tuple(target)):
+        raise ConfigurationError(
+            f"the student's logits {tuple(student)} and {what} {tuple(target)} were broadcast to {tuple(values)}: "
+            "every output was compared with the targets of other items. Give both one shape: "
+            "Engine(output=lambda output: output.squeeze(-1)), or labels.unsqueeze(-1) where the batch is made"
+        )
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -220,7 +304,8 @@ def from_callable(fn: Callable[..., Tensor], target: Literal["teacher", "labels"
 
     Args:
         fn: a criterion that does not reduce; an ``nn.Module`` keeps its parameters.
-        target: ``"teacher"`` for the teacher's logits, ``"labels"`` for the batch's labels.
+        target: ``"teacher"`` for the teacher's logits, ``"labels"`` for the batch's labels. What a criterion with an
+            ``ignore_index`` ignores is left out, and so are class ids of -100 with any other.
 
     Example:
         >>> loss = from_callable(nn.MSELoss(reduction="none"))

@@ -7,9 +7,8 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from kdengine.api.batch import Batch
-
-IGNORE_INDEX = -100
-"""Class id of an item without a label, as in torch's cross-entropy."""
+from kdengine.api.labels import IGNORE_INDEX as IGNORE_INDEX
+from kdengine.api.loss import Classes
 
 
 class Metric(ABC):
@@ -21,10 +20,15 @@ class Metric(ABC):
         needs_teacher: whether :meth:`update` reads ``batch.teacher``.
         higher_is_better: direction of improvement, for "best" checkpoints. A metric that does not say it is taken by
             its name (``loss``, ``error``), and else for one of which more is better.
+        needs_labels: whether :meth:`update` compares logits with ``batch.labels``.
+        classes: what the last dimension of logits is to the metric, as for :class:`kdengine.Needs`; what is declared is
+            checked on the first batch.
     """
 
     needs_teacher: ClassVar[bool] = False
     higher_is_better: ClassVar[bool | None] = True
+    needs_labels: ClassVar[bool] = False
+    classes: ClassVar[Classes | None] = None
 
     @abstractmethod
     def reset(self) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from kdengine.api.labels import IGNORE_INDEX
 
 
 def call_model(module: Callable[..., Any], inputs: Any) -> Any:
@@ -30,3 +33,37 @@ def find_logits(output: Any) -> Tensor | None:
     else:
         found = output[0] if isinstance(output, tuple | list) and output else None
     return found if isinstance(found, Tensor) else None
+
+
+def classes_last(output: Any) -> Tensor | None:
+    """Read dense predictions ``(N, C, ...)``, as of a segmentation model, as logits ``(N, ..., C)``.
+
+    For ``Engine(output=kdengine.classes_last)``; every pixel is then a row of logits, which losses and metrics compare
+    with labels ``(N, ...)``.
+
+    Args:
+        output: what a model returned: a tensor, or what holds logits where they usually are.
+
+    Example:
+        >>> classes_last(torch.zeros(2, 5, 8, 9)).shape
+        torch.Size([2, 8, 9, 5])
+    """
+    logits = find_logits(output)
+    return None if logits is None else logits.movedim(1, -1)
+
+
+def next_token(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Shift labels ``(B, T)`` that are a causal language model's own tokens to those that its logits predict.
+
+    For ``Engine(labels=kdengine.next_token)``: ``labels[:, t]`` becomes the token at t + 1, and the last position,
+    which predicts a token that is not there, has none. Ignored positions stay ignored.
+
+    Args:
+        labels: the input tokens, or ``ignore_index``.
+        ignore_index: of the last position.
+
+    Example:
+        >>> next_token(torch.tensor([[5, 6, 7]]))
+        tensor([[   6,    7, -100]])
+    """
+    return F.pad(labels[..., 1:], (0, 1), value=ignore_index)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdengine.api import Batch, ConfigurationError, Loss, Output, TeacherSource
 from kdengine.api.errors import LossError, in_loss
 from kdengine.engine import random
+from kdengine.engine.attribution import raised_by
 from kdengine.engine.batching import place
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
-from kdengine.engine.forward import check_batch, run_pair, run_student, run_teacher
+from kdengine.engine.forward import run_pair, run_student, run_teacher
 from kdengine.engine.guard import FrozenGuard, refuse_shared
+from kdengine.engine.heads import Heads
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.objective import Objective
 from kdengine.engine.optimizers import Named
+from kdengine.engine.output_checks import check_data
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.settings import StrategyName
@@ -37,7 +40,7 @@ def make_models(
     losses: Mapping[str, Loss],
     *,
     runtime: Runtime,
-    find_logits: Callable[[Any], Tensor | None],
+    heads: Heads,
     classes: Classes,
     ema: float | None,
 ) -> Models:
@@ -50,9 +53,11 @@ def make_models(
         raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
     _check_evolution(source, losses)
     student_features = _capture(student, losses, "student")
+    heads.align = None if classes is None else Aligner(classes)
     guard, teacher, teacher_features = None, None, None
     if source is not None:
-        source.find_logits = find_logits
+        source.find_logits = heads.find
+        _refuse_heads(source, heads)
         source.prepare(student)
         if (given := _as_one(source.modules())) is not None:  # what cannot be captured is said before a module changes
             _capture_teacher(source, given, losses)
@@ -73,8 +78,8 @@ def make_models(
         guard=guard,
         student_features=student_features,
         teacher_features=teacher_features,
-        find_logits=find_logits,
-        align=None if classes is None else Aligner(classes),
+        heads=heads,
+        align=heads.align,
         average=None if ema is None else make_average(student, ema),
         teach=teach,
     )
@@ -84,6 +89,15 @@ def _refuse_shared(source: TeacherSource, student: nn.Module) -> None:
     """Refuse a teacher that is part of the student: before it is frozen, and once its modules are made."""
     if not source.evolving or source.learns:
         refuse_shared(source.modules(), student)
+
+
+def _refuse_heads(source: TeacherSource, heads: Heads) -> None:
+    """Refuse heads of a teacher that gives logits themselves: what they would be read from is not there."""
+    if heads.labels and source.gives_logits:
+        raise ConfigurationError(
+            f"Engine(output=...) has heads for {', '.join(heads.labels)}, but the teacher, a {type(source).__name__}, "
+            "gives the logits of one head alone; use the live model as the teacher"
+        )
 
 
 def _capture(module: nn.Module, losses: Mapping[str, Loss], role: Literal["student", "teacher"]) -> Capture | None:
@@ -144,8 +158,10 @@ class Aligner:
 
     def __call__(self, batch: Batch) -> None:
         """Replace the teacher's output on the batch."""
-        teacher, student = batch.teacher, batch.student.logits.shape[-1]
-        logits = teacher.logits
+        teacher = batch.teacher
+        if teacher._logits is None or batch.student._logits is None:
+            return  # heads alone, each of which is aligned for itself
+        logits, student = teacher.logits, batch.student.logits.shape[-1]
         if self.index is None:
             logits = logits[..., :student]
         else:
@@ -175,7 +191,7 @@ def set_up_losses(
         return
     given = example()
     for label, loss in waiting.items():
-        check_batch(label, loss, given)
+        check_data(label, loss, objective.heads.relabelled(label, given))
     batch = place(given, runtime.device)
     with attached(models), evaluation_mode(*models.moving), random.preserved(), torch.no_grad():
         run_pair(models, precision, batch)
@@ -183,7 +199,7 @@ def set_up_losses(
         if isinstance(name := loss.projector, str):
             with in_loss(label, "projector"):
                 loss.projector = host.component("projectors", name).load()
-        with random.preserved(), in_loss(label):
+        with random.preserved(), raised_by(label, loss):
             loss.setup(objective.view(label, batch))
         loss.to(objective.device, objective.dtype)
 
@@ -227,9 +243,11 @@ def _leaves_out(
         outputs = [run_student(models, precision, batch)]
         if models.learning:
             outputs.append(run_teacher(models, precision, batch))
-    wanted = any(loss.needs.logits for loss in objective.losses.values())
+    wanted = [label for label, loss in objective.losses.items() if loss.needs.logits]
     read = [
-        tensor for output in outputs for tensor in (*([output.logits] if wanted else []), *output.features.values())
+        tensor
+        for output in outputs
+        for tensor in (*(objective.heads.output(each, output).logits for each in wanted), *output.features.values())
     ]
     if not read:
         return True

@@ -30,10 +30,20 @@ class Reader:
 
     Args:
         own: the user's function, ``fn(item)``: it gets just what the collate function, or a loader of the user's, made.
+        labels: makes of a batch's labels those that every loss and metric reads.
+        structured: whether labels may be any structure of tensors, since losses are told how to read theirs.
     """
 
-    def __init__(self, own: Callable[[Any], Batch] | None = None) -> None:
+    def __init__(
+        self,
+        own: Callable[[Any], Batch] | None = None,
+        labels: Callable[[Any], Tensor] | None = None,
+        *,
+        structured: bool = False,
+    ) -> None:
         self.own = own
+        self.labels = labels
+        self.structured = structured
 
     def __call__(self, item: Any) -> Batch:
         """The batch.
@@ -46,7 +56,9 @@ class Reader:
             data, index, counts = item.data, item.index, item.counts
         elif isinstance(item, WithIndex):
             data, index = item.data, item.positions
-        batch = _read(data, index) if self.own is None else self._by_function(self.own, data)
+        batch = _read(data, index, self.structured) if self.own is None else self._by_function(self.own, data)
+        if self.labels is not None and batch.labels is not None:
+            batch = batch.replace(labels=self.labels(batch.labels))
         if index is not None and batch.index is None and len(index) == batch.size:
             batch = batch.replace(index=index)
         return batch if counts else uncounted(batch)
@@ -65,18 +77,18 @@ to_batch = Reader()
 """Reads the forms that are known."""
 
 
-def _read(data: Any, index: Tensor | None) -> Batch:
+def _read(data: Any, index: Tensor | None, structured: bool) -> Batch:
     """A batch of an item of a known form."""
     if isinstance(data, _SEQUENCES) and 1 <= len(data) <= 3:
         inputs, labels, given = (*data, None, None)[:3]
-        batch = Batch(inputs, _as_labels(labels))
+        batch = Batch(inputs, _as_labels(labels, structured))
         return batch if given is None else batch.replace(index=_as_index(given, batch.size, index))
     if isinstance(data, Batch):
         return data
     if isinstance(data, Tensor):
         return Batch(data)
     if isinstance(data, Mapping):
-        return _from_mapping(data)
+        return _from_mapping(data, structured)
     raise ConfigurationError(
         f"the loader yielded {describe(data)}; expected (input, labels[, index]), a mapping of keyword inputs with "
         f"one of {LABEL_KEYS}, or a tensor. Pass Engine(batch=fn), where fn(item) returns a kdengine.Batch, for "
@@ -84,18 +96,21 @@ def _read(data: Any, index: Tensor | None) -> Batch:
     )
 
 
-def _from_mapping(data: Mapping[str, Any]) -> Batch:
+def _from_mapping(data: Mapping[str, Any], structured: bool) -> Batch:
     key = next((key for key in LABEL_KEYS if key in data), None)
     inputs = {name: value for name, value in data.items() if name != key}
     if not inputs:
         raise ConfigurationError(f"the loader yielded {describe(data)}: no inputs beside the labels")
-    return Batch(inputs, None if key is None else _as_labels(data[key]))
+    return Batch(inputs, None if key is None else _as_labels(data[key], structured))
 
 
-def _as_labels(labels: Any) -> Tensor | None:
-    if labels is None or isinstance(labels, Tensor):
+def _as_labels(labels: Any, structured: bool) -> Any:
+    if labels is None or isinstance(labels, Tensor) or structured:
         return labels
-    raise ConfigurationError(f"expected labels as a tensor, got {describe(labels)}; pass Engine(batch=fn)")
+    raise ConfigurationError(
+        f"expected labels as a tensor, got {describe(labels)}; say how losses read theirs by "
+        "Engine(labels={'ce': lambda labels: labels[...]}), or pass Engine(batch=fn)"
+    )
 
 
 def _as_index(given: Any, size: int, known: Tensor | None) -> Tensor:

@@ -57,9 +57,10 @@ def _of_batch(fit: Fit, host_batch: Batch, names: Sequence[str]) -> Iterator[str
         with evaluation_mode(*fit.models.moving), random.preserved():
             run_pair(fit.models, fit.precision, batch)
     suspects: dict[str, Any] = {"inputs": batch.inputs, "labels": batch.labels}
-    if batch.has_teacher:
-        suspects["the teacher's logits"] = batch.teacher.logits
-    suspects["the student's logits"] = batch.student.logits
+    outputs = {**({"teacher": batch.teacher} if batch.has_teacher else {}), "student": batch.student}
+    for who, output in outputs.items():
+        if (logits := output._logits) is not None:  # heads alone have none in common
+            suspects[f"the {who}'s logits"] = logits
     if fit.settings.nonfinite == "raise":  # a loss that is asked again may change its state; here training ends
         suspects.update(_terms(fit, batch, names))
     for what, value in suspects.items():

@@ -39,7 +39,8 @@ from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import check_evaluation, measure
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models
-from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.foreign import ForeignSteps
+from kdengine.engine.heads import Heads, Reading
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
@@ -47,6 +48,7 @@ from kdengine.engine.metrics import MetricLike, make_metrics
 from kdengine.engine.modes import TrainingModes, lent
 from kdengine.engine.monitor import Monitor
 from kdengine.engine.naming import check_names
+from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
 from kdengine.engine.optimizers import BROUGHT, Named, OptimizerLike, clipped_together, make_optimizer, part_kinds
 from kdengine.engine.precision import Precision
@@ -65,6 +67,7 @@ from kdengine.engine.signature import Record, optimizer_options, signature
 from kdengine.engine.teacher import TeacherLike, as_source
 from kdengine.engine.update import by_kind
 from kdengine.host import Host
+from kdengine.host.dispatch import ROLES
 
 Resume = Literal["auto"] | bool | None
 
@@ -102,7 +105,12 @@ class Engine:
             ``fsdp`` a shard. One process needs neither.
         seed: seeds every generator at the start of a fit; None leaves them alone.
         batch: reads a loader's item as a :class:`~kdengine.Batch`, when it is of no known form.
-        output: reads a model's output as logits, when it is of no known form.
+        output: reads a model's output, the teacher's and the student's alike, as logits, when it is of no known form or
+            its classes are not in the last dimension; or, for models with several heads, functions by the label of a
+            loss or the name of a metric: ``{"age": lambda output: output["age"]}``. What is not named finds its logits
+            as usual.
+        labels: reads the labels that the loader gives, in the same two forms; they may then be any structure of
+            tensors.
         out: run directory; nothing is written without.
         name: name of the fit in records.
         log_every: optimizer steps between training records.
@@ -149,7 +157,8 @@ class Engine:
         strategy: StrategyName = "ddp",
         seed: int | None = None,
         batch: Callable[[Any], Batch] | None = None,
-        output: Callable[[Any], Tensor] | None = None,
+        output: Reading = None,
+        labels: Reading = None,
         out: str | Path | None = None,
         name: str = "student",
         log_every: int = 50,
@@ -200,12 +209,15 @@ class Engine:
         self.out = None if out is None else Path(out)
         self.hook_times: list[Any] = []
         self.runtime = Runtime(device)
-        self._to_batch = batching.Reader(arguments.function("batch", batch))
-        self._find_logits = arguments.function("output", output) or batching.find_logits
+        self.heads = Heads(output, labels, [*self.losses, *self.metrics])
+        self.notices = Notices()
+        own = arguments.function("batch", batch)
+        self._to_batch = batching.Reader(own, self.heads.read_labels, structured=self.heads.relabels)
         taught = [] if self.source is None or not self.source.learns else self.source.modules()
         self._modes = [TrainingModes(student), *(TrainingModes(module, "teacher") for module in taught)]
         self._running = False
         self._record = Record()
+        self._foreign = ForeignSteps(self.notices)
         self._fit: Fit | None = None
         self._built: tuple[Models, Objective, Precision] | None = None
 
@@ -338,6 +350,7 @@ class Engine:
             transforms=self.batch_transforms,
             feed=feed,
             evaluation=evaluation,
+            notices=self.notices,
             metrics=self.metrics,
             monitor=Monitor(self.settings, self.metrics),
             calls=calls,
@@ -364,13 +377,14 @@ class Engine:
         return make_loggers(self.loggers, self.host, records=self.out is not None)
 
     def _models(self, example: Callable[[], Batch]) -> tuple[Models, Objective, Precision]:
-        objective = Objective(self.losses, self.weights, mutual=self.source is not None and self.source.learns)
+        mutual = self.source is not None and self.source.learns
+        objective = Objective(self.losses, self.weights, mutual=mutual, heads=self.heads)
         models = make_models(
             self.student,
             self.source,
             objective.losses,
             runtime=self.runtime,
-            find_logits=self._find_logits,
+            heads=self.heads,
             classes=self.classes,
             ema=self.settings.ema,
         )
@@ -474,15 +488,28 @@ class Engine:
             means.add(report)
         return means.values()
 
-    def objective(self, batch: Any, *, student: nn.Module | None = None, progress: Progress | None = None) -> Tensor:
+    def objective(
+        self,
+        batch: Any,
+        *,
+        student: nn.Module | None = None,
+        progress: Progress | None = None,
+        window: Sequence[Any] | None = None,
+    ) -> Tensor:
         """The engine's objective for one batch, for a loop that is not the engine's.
 
         The teacher and the student run, every term is reduced over this batch, and the weighted sum comes back with
         a graph; backward and the optimizer are the caller's. What a loss remembers of a batch it writes down when this
         is called again.
 
+        Batch transforms, callbacks, accumulation, clipping and averaging are the other loop's: those that this engine
+        was given do not act here, which it says once.
+
         Args:
             batch: an item as a loader would yield it.
+            window: all batches of the optimizer step that this one is part of, where the other loop accumulates
+                gradients. Every term is then divided by the items of them all, so that the sum of the gradients is that
+                of the engine's own step; do not divide by their number again.
             student: run this in the student's place: the same module as a foreign loop has wrapped it.
             progress: where training stands, for schedules.
 
@@ -494,20 +521,33 @@ class Engine:
         """
         read = self._to_batch(batch)
         models, objective, precision = self._models_for(read)
-        objective.end_step()
+        self._say_what_does_not_act()
+        others = [] if window is None else [self._to_batch(item) for item in window]
         if progress is not None:
             objective.advance(progress)
-        masks = objective.masks(read)
-        counts = objective.count(read, masks)
-        read = batching.place(read, self.runtime.device)
-        with attached(models):
-            if models.teach:
-                read.teacher = run_teacher(models, precision, read)
-            read.student = run_student(models, precision, read, model=student)
-        if models.align is not None and models.teach:
-            models.align(read)
-        total, _ = precision.run_loss(objective.evaluate, read, masks, counts, counts)
-        return total
+        return self._foreign.objective(
+            models, objective, precision, read, others, student=student, device=self.runtime.device
+        )
+
+    def _say_what_does_not_act(self) -> None:
+        """Warn once of arguments that have no part in a loop that is not the engine's."""
+        idle = {
+            "batch_transforms": bool(self.batch_transforms),
+            "accumulate": self.settings.accumulate > 1,
+            "clip": self.settings.clip is not None,
+            "ema": self.settings.ema is not None,
+            "callbacks of plugins": self._has_callbacks(),
+        }
+        if names := [name for name, given in idle.items() if given]:
+            self.notices.once(
+                f"Engine.objective() computes the losses of one batch; {', '.join(names)} of this engine do not act in "
+                "it: they belong to the loop that calls it. For accumulation pass window=[the batches of the step]; "
+                "Engine.train_step() takes a whole step"
+            )
+
+    def _has_callbacks(self) -> bool:
+        calls = self.host.dispatch()
+        return any(getattr(calls, name) is not None for name in ROLES)
 
     def loss_parameters(self, batch: Any) -> Named:
         """Parameters that the losses bring themselves (projectors), made on the shapes of ``batch``, and a peer's.

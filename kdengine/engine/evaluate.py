@@ -19,6 +19,7 @@ from kdengine.engine.loaders import reads_once
 from kdengine.engine.metrics import as_numbers, describe
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.naming import placed
+from kdengine.engine.output_checks import check_metrics
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
 
@@ -63,9 +64,9 @@ def measure(
             batch.student = run_student(models, precision, batch, model=student, features=False)
             if teach and models.align is not None:
                 models.align(batch)
-            seen = pool(batch, runtime) if pooled else batch
-            for metric in metrics.values():
-                metric.update(seen)
+            if not batches:
+                check_metrics(metrics, models, batch)
+            update_metrics(metrics, models, batch, runtime if pooled else None)
             batches += 1
             if pooled or not runtime.several:  # others may read more or fewer batches of a loader that is not pooled
                 pause()
@@ -88,6 +89,25 @@ def check_evaluation(evaluation: Any, times: int) -> None:
             f"the evaluation loader is a {type(evaluation).__name__}, which is read once, but the fit evaluates "
             f"{times} times; give what begins anew: a loader, or a list of the batches"
         )
+
+
+def update_metrics(metrics: Mapping[str, Metric], models: Models, batch: Batch, pooling: Runtime | None) -> None:
+    """Let every metric take in a batch, as it sees it: with its own head, and with the items of all processes.
+
+    Args:
+        metrics: by name.
+        models: that ran.
+        batch: with their outputs.
+        pooling: gathers the items of all processes, or None where each has the whole batch.
+    """
+    shared: Batch | None = None
+    for name, metric in metrics.items():
+        seen = models.heads.view(name, batch)
+        if pooling is not None and seen is batch:
+            seen = shared = shared or pool(batch, pooling)
+        elif pooling is not None:
+            seen = pool(seen, pooling)
+        metric.update(seen)
 
 
 def unlabelled(batch: Batch) -> Batch:

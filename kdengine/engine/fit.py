@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from kdengine import _interrupts as interrupts
@@ -16,9 +16,11 @@ from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Pr
 from kdengine.engine.features import Capture
 from kdengine.engine.feed import Feed
 from kdengine.engine.guard import FrozenGuard
+from kdengine.engine.heads import Heads
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loggers import Loggers
 from kdengine.engine.monitor import Monitor
+from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
 from kdengine.engine.precision import Precision
 from kdengine.engine.runtime import Runtime
@@ -70,7 +72,7 @@ class Models:
         guard: watches the frozen teacher, or None.
         student_features: captures what losses ask of the student; None where they ask nothing.
         teacher_features: the same for the teacher.
-        find_logits: reads a model's output.
+        heads: what each loss and metric reads as logits and labels.
         align: makes the teacher's classes those of the student.
         average: exponential moving average of the student, or None.
         teach: whether training losses need the teacher.
@@ -82,7 +84,7 @@ class Models:
     guard: FrozenGuard | None
     student_features: Capture | None
     teacher_features: Capture | None
-    find_logits: Callable[[Any], Tensor | None]
+    heads: Heads
     align: Callable[[Batch], None] | None
     average: AveragedModel | None
     teach: bool
@@ -127,6 +129,7 @@ class Fit:
     transforms: list[BatchTransform]
     feed: Feed
     evaluation: Callable[[nn.Module], Mapping[str, Any]] | Iterable[Any] | None
+    notices: Notices
     metrics: dict[str, Metric]
     monitor: Monitor
     calls: Dispatch

@@ -7,10 +7,9 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from kdengine.api import Batch, ConfigurationError, Loss, Output
-from kdengine.api.errors import LossError
+from kdengine.api import Batch, ConfigurationError, Output
 from kdengine.engine.batching import call_model, device_of, move
-from kdengine.engine.fit import Fit, Models
+from kdengine.engine.fit import Models
 from kdengine.engine.precision import Precision
 
 
@@ -25,7 +24,7 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     with nullcontext() if source.evolving else torch.no_grad():
         output = precision.run_model(source.forward, batch)
     captured = None if capture is None else move(capture.take(), device_of(batch.inputs))
-    logits = output if source.gives_logits else models.find_logits(output)
+    logits = output if source.gives_logits else models.heads.find(output)
     return Output(output, logits, captured, models.teacher)
 
 
@@ -55,37 +54,4 @@ def run_student(
         capture.start()
     output = precision.run_model(call_model, models.student if model is None else model, batch.inputs)
     captured = None if capture is None else capture.take()
-    return Output(output, models.find_logits(output), captured, models.student)
-
-
-def check_outputs(fit: Fit, batch: Batch) -> None:
-    """At the first step: class counts and label range, where a logits loss runs."""
-    for label, loss in fit.objective.losses.items():
-        needs = loss.needs
-        check_batch(label, loss, batch)
-        if needs.teacher and needs.logits and fit.models.align is None:
-            check_classes(label, batch.student.logits.shape[-1], batch.teacher.logits.shape[-1])
-
-
-def check_batch(label: str, loss: Loss, batch: Batch) -> None:
-    """Refuse data without what a loss needs of it."""
-    name = type(loss).__name__.lower()
-    if loss.needs.labels and batch.labels is None:
-        raise LossError(
-            f"the loss {name} needs labels, but the loader gives none; "
-            "expected (input, labels) or a mapping with 'labels'",
-            label,
-        )
-    if loss.needs.index and batch.index is None:
-        raise LossError(f"the loss {name} needs the items' index; use kdengine.loader for the data", label)
-
-
-def check_classes(label: str, student: int, teacher: int) -> None:
-    """Refuse to compare different sets of classes silently."""
-    if student != teacher:
-        raise LossError(
-            f"it compares logits, but the student has {student} classes and the teacher {teacher}; "
-            "pass classes='shared' to use the leading ones they share, or "
-            "classes=[teacher class of each student class]",
-            label,
-        )
+    return Output(output, models.heads.find(output), captured, models.student)

@@ -34,16 +34,18 @@ from torch import Tensor
 
 from kdengine import _interrupts as interrupts
 from kdengine.api import Batch, ConfigurationError
+from kdengine.api.errors import LossFailedError
 from kdengine.engine import random
 from kdengine.engine.batching import concatenate, place, split
 from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
-from kdengine.engine.forward import check_outputs, run_student, run_teacher
+from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.guard import refusing_student
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.naming import joined
 from kdengine.engine.objective import Masks
+from kdengine.engine.output_checks import check_outputs
 from kdengine.engine.shares import gradient_shares
 from kdengine.engine.state import save
 from kdengine.engine.update import clear_gradients, judge, update
@@ -222,7 +224,11 @@ def evaluate_objective(
 ) -> tuple[Tensor, list[Tensor]]:
     """The scalar to differentiate for one micro-batch, and each term's share of it."""
     run_models(fit, micro, batch)
-    return fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, divisors, scale)
+    try:
+        return fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, divisors, scale)
+    except LossFailedError as error:
+        error.note_step(fit.position.step + 1)
+        raise
 
 
 def run_models(fit: Fit, micro: int, batch: Batch) -> None:
@@ -239,7 +245,7 @@ def run_models(fit: Fit, micro: int, batch: Batch) -> None:
     if models.align is not None and models.teach:
         models.align(batch)
     if not fit.checked:
-        check_outputs(fit, batch)
+        check_outputs(fit.objective, models, batch, fit.notices)
         fit.checked = True
 
 

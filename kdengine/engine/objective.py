@@ -6,17 +6,21 @@ This is the one place that reduces losses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kdengine.api import ConfigurationError, Loss, Progress, Schedule, Weight
 from kdengine.api.batch import Batch, describe
-from kdengine.api.errors import LossError, nearest, of_loss
+from kdengine.api.errors import LossError, nearest
 from kdengine.engine import weights as item_weights
+from kdengine.engine.attribution import attributed
+from kdengine.engine.heads import Heads
+from kdengine.engine.label_checks import check_labels, check_range, ignored
 from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
 from kdengine.engine.naming import module_names
+from kdengine.engine.value_checks import check_values, recorded_values
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -29,6 +33,7 @@ class Objective:
         losses: loss modules by label.
         weights: factor of each label, a number or a schedule; 1 where absent.
         mutual: whether the teacher learns too, by copies of the losses.
+        heads: what each loss reads as logits and labels; by default all read the same.
 
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
@@ -36,10 +41,16 @@ class Objective:
         module_names: the name of each label's loss in ``modules``, and so in a checkpoint.
         peers: labels of the teacher's losses, where it learns.
         remembering: the losses with a memory, which is written at the end of a step.
+        unseen: labels of the losses that have not been computed yet; what they give the first time is checked.
     """
 
     def __init__(
-        self, losses: Mapping[str, Loss], weights: Mapping[str, float | Schedule], *, mutual: bool = False
+        self,
+        losses: Mapping[str, Loss],
+        weights: Mapping[str, float | Schedule],
+        *,
+        mutual: bool = False,
+        heads: Heads | None = None,
     ) -> None:
         for label, loss in losses.items():
             if not isinstance(loss, Loss):
@@ -56,6 +67,8 @@ class Objective:
         self.losses = dict(losses)
         self.module_names = module_names(losses)
         self.modules = nn.ModuleDict({self.module_names[label]: loss for label, loss in losses.items()})
+        self.unseen = set(losses)
+        self.heads = Heads(None, None, losses) if heads is None else heads
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
         self.names = [label if term == "loss" else f"{label}.{term}" for label, term in self.terms]
         self.weights: dict[str, float] = {}
@@ -113,8 +126,11 @@ class Objective:
 
     def end_step(self) -> None:
         """Let losses write down what they remember of the step's items."""
-        for loss in self.remembering.values():
-            loss.end_step()
+        for label, loss in self.remembering.items():
+            try:
+                loss.end_step()
+            except Exception as error:
+                raise_attributed(error, label, loss)
 
     def masks(self, batch: Batch) -> list[Tensor | None]:
         """Which items count for each term, from inputs, labels, mask and weights only."""
@@ -123,9 +139,9 @@ class Objective:
         masks: list[Tensor | None] = []
         for label, loss in self._items:
             try:
-                valid = loss.valid(batch)
-            except ConfigurationError as error:
-                raise of_loss(error, label) from error
+                valid = loss.valid(self.heads.relabelled(label, batch))
+            except Exception as error:
+                raise_attributed(error, label, loss)
             if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
                 raise LossError(
                     f"{type(loss).__name__}.valid returned {describe(valid)}; a loss of scope 'batch' compares whole "
@@ -150,7 +166,8 @@ class Objective:
         return [item_weights.total(batch, mask) for mask in masks]
 
     def view(self, label: str, batch: Batch) -> Batch:
-        """The batch as a loss sees it: where the teacher learns too, each model is still while the other learns."""
+        """The batch as a loss sees it: its own heads; where the teacher learns too, each is still while one learns."""
+        batch = self.heads.view(label, batch)
         if not self.peers or not batch.has_teacher or self.losses[label].needs.teacher_gradients:
             return batch
         return exchanged(batch) if label in self.peers else settled(batch)
@@ -182,7 +199,7 @@ class Objective:
             try:
                 part, sums = self._weigh(label, self.view(label, batch), masks[position], weights)
             except ConfigurationError as error:
-                raise of_loss(error, label) from error
+                raise_attributed(error, label, loss)
             total = part if total is None else total + part
             for term in loss.terms:
                 shares.append(sums[term])
@@ -203,7 +220,51 @@ class Objective:
             if found is None:
                 return nothing(loss, batch)
             seen = found
-        return loss.weighted_sum(seen, weights)
+        try:
+            return self._first_sum(label, seen, weights) if label in self.unseen else loss.weighted_sum(seen, weights)
+        except Exception as error:
+            if not isinstance(error, ConfigurationError):
+                blame_labels(loss, seen)
+            raise_attributed(error, label, loss)
+
+    def _first_sum(
+        self, label: str, batch: Batch, weights: Mapping[str, Weight]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A loss's weighted sum the first time, with a look at the values that it is made of."""
+        loss = self.losses[label]
+        kept: dict[str, Any] = {}
+        try:
+            with recorded_values(loss) as kept:
+                total = loss.weighted_sum(batch, weights)
+        finally:
+            if "given" in kept:
+                check_values(loss, batch, weights, kept["given"])
+        self.unseen.discard(label)
+        return total
+
+
+def raise_attributed(error: Exception, label: str, loss: Loss) -> NoReturn:
+    """Raise what came out of a loss with its label, and where its code comes from."""
+    named = attributed(error, label, loss)
+    if named is error:
+        raise error
+    raise named from error
+
+
+def blame_labels(loss: Loss, batch: Batch) -> None:
+    """Say what is wrong with the labels of a batch, where a loss that reads them has raised.
+
+    Raises:
+        ConfigurationError: they are of another form than in the first step, or out of range.
+    """
+    labels = batch.labels
+    if not (loss.needs.labels and loss.needs.logits and isinstance(labels, Tensor)):
+        return
+    logits = batch.student.logits
+    if loss.needs.classes == "exclusive":
+        check_labels(loss, logits, labels)
+    elif not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
+        check_range(labels, logits.shape[-1], ignored(loss))
 
 
 def counted(batch: Batch, mask: Tensor | None) -> Batch | None:

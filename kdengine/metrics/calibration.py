@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdengine.api import Batch, ConfigurationError, Metric
+from kdengine.api.loss import Classes
 from kdengine.metrics.items import IGNORE_INDEX, labelled_items
 
 
@@ -23,6 +24,8 @@ class CalibrationError(Metric):
     """
 
     higher_is_better: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+    classes: ClassVar[Classes | None] = "exclusive"
 
     def __init__(self, bins: int = 15, ignore_index: int = IGNORE_INDEX) -> None:
         if bins < 1:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from kdengine.api import Batch
+from kdengine.api.loss import Classes
 from kdengine.metrics.items import IGNORE_INDEX, Share, labelled_items
 
 
@@ -17,6 +20,9 @@ class TopK(Share):
         k: number of logits to look at.
         ignore_index: class id of an unlabelled item.
     """
+
+    needs_labels: ClassVar[bool] = True
+    classes: ClassVar[Classes | None] = "exclusive"
 
     def __init__(self, k: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()

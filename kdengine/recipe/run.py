@@ -22,10 +22,11 @@ from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit
-from kdengine.engine.forward import check_outputs, run_pair
+from kdengine.engine.forward import run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.modes import evaluation_mode
+from kdengine.engine.output_checks import check_outputs
 from kdengine.engine.result import Result
 from kdengine.engine.teacher import SourceModel
 from kdengine.recipe.build import make_engine, make_source
@@ -166,7 +167,7 @@ def try_batch(fit: Fit) -> None:
     batch = place(example, fit.runtime.device)
     with attached(models), evaluation_mode(*models.moving):
         run_pair(models, fit.precision, batch)
-        check_outputs(fit, batch)
+        check_outputs(fit.objective, models, batch, fit.notices)
     fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, counts)
 
 
@@ -250,7 +251,8 @@ def train(
         alone=alone,
         trace_hooks=options.trace_hooks,
     )
-    result = engine.fit(loader, test_loader(plan, data), epochs=plan.recipe.train.epochs, resume="auto")
+    with plan.telling_lines():
+        result = engine.fit(loader, test_loader(plan, data), epochs=plan.recipe.train.epochs, resume="auto")
     for row in engine.hook_times:
         options.say(f"{row.plugin}: {row.hook} {row.calls} calls, {row.seconds * 1e3:.1f} ms")
     return engine, result

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Scalar
+from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
 from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.bernoulli import bernoulli_kl
@@ -31,6 +31,7 @@ class BinaryKL(Loss):
     """
 
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
+    needs = Needs(classes="independent")
 
     def __init__(self, temperature: Scalar = 1.0) -> None:
         super().__init__()

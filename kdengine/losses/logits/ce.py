@@ -28,7 +28,7 @@ class CE(Loss):
         False
     """
 
-    needs = Needs(teacher=False, labels=True)
+    needs = Needs(teacher=False, labels=True, classes="exclusive")
 
     def __init__(self, label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
         super().__init__()
@@ -42,8 +42,7 @@ class CE(Loss):
     def per_item(self, batch: Batch) -> Tensor:
         """Cross-entropy of each item, ``(B, ...)``, in float32 or wider; 0 where unlabelled."""
         logits, labels = wide(batch.student.logits), labels_of(batch, "ce")
-        if labels.is_floating_point():
-            labels = labels.to(logits.dtype).movedim(-1, 1)
+        labels = labels.to(logits.dtype).movedim(-1, 1) if labels.is_floating_point() else labels.long()
         return F.cross_entropy(
             logits.movedim(-1, 1),
             labels,

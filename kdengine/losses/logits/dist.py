@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Scalar
+from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
 from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of
@@ -47,6 +47,7 @@ class DIST(Loss):
     scope = "batch"
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
     terms = ("inter", "intra")
+    needs = Needs(classes="exclusive")
 
     def __init__(
         self, temperature: Scalar = 1.0, beta: Scalar = 1.0, gamma: Scalar = 1.0, standardize: bool = False

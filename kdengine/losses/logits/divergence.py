@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Scalar, Weight
+from kdengine.api import Batch, Loss, Needs, Scalar, Weight
 from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of, standardize
 from kdengine.ops import kd_loss
@@ -30,6 +30,7 @@ class Divergence(Loss):
 
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
     label: ClassVar[str]
+    needs = Needs(classes="exclusive")
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class DKD(Loss):
 
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
     terms = ("target", "non_target")
-    needs = Needs(labels=True)
+    needs = Needs(labels=True, classes="exclusive")
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Weight
+from kdengine.api import Batch, Loss, Needs, Weight
 from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.divergence import per_row
 from kdengine.ops import kd_loss
@@ -32,6 +32,8 @@ class Hard(Loss):
         >>> Hard(label_smoothing=0.1).needs.labels
         False
     """
+
+    needs = Needs(classes="exclusive")
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

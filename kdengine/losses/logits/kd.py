@@ -61,7 +61,7 @@ class KD(Divergence):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.terms = ("soft", "hard") if hard else ("loss",)
-        self.needs = Needs(labels=hard)
+        self.needs = Needs(labels=hard, classes="exclusive")
         if hard:
             self.at_equality = None  # type: ignore[misc]  # the labels pull away from the teacher
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.api.batch import describe
+from kdengine.api.labels import labelled as labelled
 
 
 def labels_of(batch: Batch, loss: str) -> Tensor:
@@ -14,12 +15,36 @@ def labels_of(batch: Batch, loss: str) -> Tensor:
     Raises:
         ConfigurationError: there are none.
     """
+    labels: object = batch.labels
+    if labels is not None and not isinstance(labels, Tensor):
+        raise ConfigurationError(
+            f"the loss {loss} needs labels as a tensor, but the loader gives {describe(labels)}; say which are its "
+            f"own: Engine(labels={{{loss!r}: lambda labels: labels[...]}}), by the loss's label"
+        )
     if batch.labels is None:
         raise ConfigurationError(
             f"the loss {loss} needs labels, but the loader gives none; "
             "expected (input, labels) or a mapping with 'labels'"
         )
     return batch.labels
+
+
+def labels_like(batch: Batch, logits: Tensor, loss: str) -> Tensor:
+    """The batch's labels in the shape of the logits: for a loss that compares number with number.
+
+    Raises:
+        ConfigurationError: there are none, or of another shape. Nothing is broadcast, but labels ``(B, ...)`` are those
+            of logits ``(B, ..., 1)``.
+    """
+    labels = labels_of(batch, loss)
+    if labels.shape == logits.shape:
+        return labels
+    if logits.shape[-1:] == (1,) and labels.shape == logits.shape[:-1]:
+        return labels.unsqueeze(-1)
+    raise ConfigurationError(
+        f"the loss {loss} needs labels of the shape of the student's outputs, {tuple(logits.shape)}, but they are "
+        f"{describe(labels)}"
+    )
 
 
 def class_ids(batch: Batch, loss: str) -> Tensor:
@@ -35,21 +60,3 @@ def class_ids(batch: Batch, loss: str) -> Tensor:
             "probabilities, as mixup or cutmix make them. Leave those transforms out, or use the loss kd"
         )
     return labels
-
-
-FEW = 512
-"""Up to so many class ids on the host are read as a list, which is cheaper than any operation on a tensor."""
-
-
-def labelled(labels: Tensor, ignore_index: int) -> Tensor | None:
-    """Bool mask of labelled items: class ids other than ``ignore_index``, probability rows that are not all zero.
-
-    Returns:
-        the mask, or None where all of a short batch's items are labelled.
-    """
-    if labels.is_floating_point():
-        return labels.any(dim=-1)
-    few = labels.ndim == 1 and labels.device.type == "cpu" and labels.numel() <= FEW
-    if few and ignore_index not in labels.tolist():
-        return None
-    return labels != ignore_index

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, ConfigurationError, Loss
+from kdengine.api import Batch, ConfigurationError, Loss, Needs
 from kdengine.api.loss import wide
 from kdengine.losses.arguments import check_choice, check_number
 from kdengine.losses.logits.standardize import logits_of
@@ -57,6 +57,7 @@ class MultiLevel(Loss):
     scope = "batch"
     at_equality: ClassVar[Literal["zero", "minimum"] | None] = "zero"
     terms = ("instance", "batch", "class")
+    needs = Needs(classes="exclusive")
 
     def __init__(
         self,

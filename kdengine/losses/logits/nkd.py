@@ -45,7 +45,7 @@ class NKD(Loss):
     """
 
     terms = ("target", "non_target")
-    needs = Needs(labels=True)
+    needs = Needs(labels=True, classes="exclusive")
 
     def __init__(
         self, temperature: Scalar = 1.0, gamma: Scalar = 1.5, ignore_index: int = -100, standardize: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Scalar
+from kdengine.api import Batch, Loss, Needs, Scalar
 from kdengine.api.loss import wide
 from kdengine.losses.arguments import check_number
 from kdengine.losses.logits.standardize import logits_of
@@ -31,6 +31,7 @@ class TVD(Loss):
     """
 
     at_equality = "zero"
+    needs = Needs(classes="exclusive")
 
     def __init__(self, temperature: Scalar = 1.0, standardize: bool = False) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ class WSLD(Loss):
         True
     """
 
-    needs = Needs(labels=True)
+    needs = Needs(labels=True, classes="exclusive")
     detaches = True
 
     def __init__(self, temperature: Scalar = 2.0, ignore_index: int = -100, standardize: bool = False) -> None:

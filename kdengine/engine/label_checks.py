@@ -1,0 +1,113 @@
+"""Checks of labels against the logits that they are for: form, range, and that they are no copy of the input.
+
+They read values, so they run where outputs are checked, and again when a loss has raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdengine.api import Batch, ConfigurationError, Loss
+from kdengine.api.batch import describe
+from kdengine.api.labels import IGNORE_INDEX
+
+FEWEST = 4
+"""So many labelled positions must equal the input before it is no chance."""
+
+
+def check_labels(loss: Loss, logits: Tensor, labels: Tensor) -> None:
+    """Check that labels are class ids, one for each row of logits, or probabilities.
+
+    Args:
+        loss: that reads them; its ``ignore_index`` may stand for an id.
+        logits: ``(B, ..., V)``.
+        labels: of any form.
+
+    Raises:
+        ConfigurationError: they are of another form, or out of range.
+    """
+    rows = tuple(logits.shape[:-1])
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        return
+    if labels.is_floating_point() or labels.dtype is torch.bool or labels.is_complex() or tuple(labels.shape) != rows:
+        raise ConfigurationError(
+            f"it needs labels as class ids {rows}, an integer for each row of the logits {tuple(logits.shape)}, or "
+            f"as probabilities of the logits' shape, but the labels are {describe(labels)}{_remedy(logits, labels)}"
+        )
+    check_range(labels, logits.shape[-1], ignored(loss))
+
+
+def ignored(loss: Loss) -> int:
+    """The class id that a loss leaves out."""
+    given = getattr(loss, "ignore_index", IGNORE_INDEX)
+    return given if isinstance(given, int) else IGNORE_INDEX
+
+
+def _remedy(logits: Tensor, labels: Tensor) -> str:
+    rows = tuple(logits.shape[:-1])
+    if tuple(labels.shape) == rows:
+        return "; use labels.long()"
+    if tuple(labels.shape) == (*rows, 1):
+        whole = not labels.is_floating_point() and labels.dtype is not torch.bool
+        return f"; use labels.squeeze(-1){'' if whole else '.long()'}"
+    if not labels.is_floating_point() and labels.shape == logits.shape:
+        return "; use labels.float() where they are probabilities, or the losses bce and mse with target='labels'"
+    return ""
+
+
+def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Check that class ids are from 0 to below ``classes``, or ``ignore_index``.
+
+    >>> check_range(torch.tensor([1, 2, 3]), 3, -100)
+    Traceback (most recent call last):
+    kdengine.api.errors.ConfigurationError: the label 3 is out of range: ...
+    """
+    ids = labels[labels != ignore_index]
+    if not ids.numel():
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low >= 0 and high < classes:
+        return
+    counted = "; do the labels count from 1?" if low >= 1 and high == classes else ""
+    raise ConfigurationError(
+        f"the label {low if low < 0 else high} is out of range: the logits have {classes} classes, so labels are from "
+        f"0 to {classes - 1}, or {ignore_index} for an item without a label{counted}"
+    )
+
+
+def refuse_copies(batch: Batch) -> None:
+    """Refuse labels of a sequence that repeat the model's own input tokens: a causal model would learn to copy.
+
+    Raises:
+        ConfigurationError: they are equal at every labelled position.
+    """
+    labels, tokens = batch.labels, own_tokens(batch.inputs)
+    if not isinstance(labels, Tensor) or tokens is None or labels.ndim < 2 or labels.shape != tokens.shape:
+        return
+    if labels.is_floating_point() or batch.student.logits.shape[:-1] != labels.shape:
+        return
+    counted = labels != IGNORE_INDEX
+    if int(counted.sum()) < FEWEST or bool((labels != tokens)[counted].any()):
+        return
+    raise ConfigurationError(
+        f"the labels {tuple(labels.shape)} are the model's own input tokens, so that it would learn to repeat them: "
+        "labels[:, t] must be what logits[:, t] predicts. For a model that predicts the next token, shift them: "
+        "Engine(labels=kdengine.next_token). Where the input itself is meant: Engine(labels=lambda labels: labels)"
+    )
+
+
+def own_tokens(inputs: Any) -> Tensor | None:
+    """The tokens whose successors a model predicts: ``decoder_input_ids``, ``input_ids`` or the only integer input."""
+    if isinstance(inputs, Mapping):
+        for key in ("decoder_input_ids", "input_ids"):
+            if isinstance(inputs.get(key), Tensor):
+                found: Tensor = inputs[key]
+                return found
+        inputs = list(inputs.values())
+    values = inputs if isinstance(inputs, tuple | list) else [inputs]
+    whole = [v for v in values if isinstance(v, Tensor) and not (v.is_floating_point() or v.dtype is torch.bool)]
+    return whole[0] if len(whole) == 1 else None
