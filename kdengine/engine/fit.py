@@ -146,7 +146,6 @@ class Fit:
     epoch_means: Means
     to_batch: Callable[[Any], Batch]
     found: Flag
-    ema: float | None = None
     signature: dict[str, Any] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
     started: int = 0

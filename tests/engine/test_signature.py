@@ -25,7 +25,7 @@ def adamw(lr=1e-2, **options):
     return lambda named: torch.optim.AdamW([p for _, p in named], lr=lr, **options)
 
 
-def begin(out, *, epochs=1, loader=None, resume=None, trained=None, **options):
+def begin(out, *, epochs=1, loader=None, resume=None, trained=None, evaluation=None, **options):
     """A fit with everything that can differ, and what is given in its place."""
     options = {
         "losses": {"kd": KD(temperature=2.0), "ce": CE()},
@@ -39,7 +39,7 @@ def begin(out, *, epochs=1, loader=None, resume=None, trained=None, **options):
         **options,
     }
     trained = trained or engine(mlp(), options.pop("teacher", None), **options)
-    return trained.fit(loader or kdengine.loader(items(), 8), epochs=epochs, resume=resume)
+    return trained.fit(loader or kdengine.loader(items(), 8), evaluation, epochs=epochs, resume=resume)
 
 
 OTHERS = {
@@ -108,14 +108,14 @@ HORIZONS = {
         optimizer, [LinearLR(optimizer, 0.1, 1.0, 2), CosineAnnealingLR(optimizer, steps - 2)], [2]
     ),
     "decay to the end": lambda optimizer, steps: StepLR(optimizer, 1, gamma=0.01 ** (1 / steps)),
-    "plateau": lambda optimizer, steps: ReduceLROnPlateau(optimizer, patience=1),
+    "plateau": lambda optimizer, steps: ReduceLROnPlateau(optimizer, "max", patience=1),
     "none": None,
 }
 
 
 @pytest.mark.parametrize("factory", HORIZONS.values(), ids=HORIZONS)
 def test_a_longer_fit_moves_the_horizon_of_its_learning_rate_and_goes_on(tmp_path, factory):
-    options = {"lr_scheduler": factory, "metrics": {"top1": "top1"}}
+    options = {"lr_scheduler": factory, "metrics": {"top1": "top1"}, "evaluation": kdengine.loader(items(), 8)}
     begin(tmp_path / "run", **options)
     assert begin(tmp_path / "run", epochs=1, resume="auto", **options).steps == 4
     assert begin(tmp_path / "run", epochs=3, resume="auto", **options).steps == 12
