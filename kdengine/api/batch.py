@@ -163,6 +163,7 @@ class Batch:
 
         Raises:
             TypeError: a name is none of theirs.
+            ConfigurationError: the new inputs are of another number of items.
 
         Example:
             >>> batch = Batch(torch.zeros(2, 3), torch.tensor([0, 1]))
@@ -176,6 +177,8 @@ class Batch:
             setattr(made, name, value)
         if changes.keys() & {"index", "mask", "weights", "size"}:
             _check_rows(made)
+        if "inputs" in changes and "size" not in changes:
+            _check_as_many(self.inputs, made)
         return made
 
     def without_outputs(self) -> Self:
@@ -233,6 +236,16 @@ class Batch:
             host=None,
             student=self.student.take(items),
             teacher=self.teacher.take(items) if self.has_teacher else None,
+        )
+
+
+def _check_as_many(before: Any, made: Batch) -> None:
+    """Refuse inputs that are one tensor, as those before, of another number of items."""
+    tensors = isinstance(before, Tensor) and isinstance(made.inputs, Tensor) and before.ndim and made.inputs.ndim
+    if tensors and before.size(0) == made.size != made.inputs.size(0):
+        raise ConfigurationError(
+            f"Batch.replace() got inputs of {made.inputs.size(0)} items for a batch of {made.size}; give size= and "
+            "every field of the items with them, or make a new kdengine.Batch"
         )
 
 

@@ -59,6 +59,32 @@ class LossFailedError(LossError):
         self.args = (f"{'.'.join(self.place)}: {self.reason}",)
 
 
+class InputsError(ConfigurationError):
+    """A model cannot take the inputs that it was given.
+
+    Attributes:
+        problem: what is wrong, behind the words ``the student``.
+        example: a function that would make inputs that fit, as it is written in Python; empty where none would.
+        role: whose inputs they are: the student's or the teacher's; ``"model"`` where that is not known.
+    """
+
+    def __init__(self, problem: str, example: str = "", role: str = "model") -> None:
+        self.problem, self.example, self.role = problem, example, role
+        advice = (
+            f". Where student and teacher take different inputs, give the {role} its own, made of the batch's: "
+            f"Engine({role}_inputs={example})"
+        )
+        super().__init__(f"the {role} {problem}" + (advice if example and role != "model" else ""))
+
+    def __reduce__(self) -> tuple[type[InputsError], tuple[str, ...]]:
+        """Errors travel between processes."""
+        return type(self), (self.problem, self.example, self.role)
+
+    def of(self, role: str) -> InputsError:
+        """The same error, which says whose inputs they are."""
+        return type(self)(self.problem, self.example, role)
+
+
 @contextmanager
 def in_loss(label: str, argument: str | None = None) -> Iterator[None]:
     """What goes wrong in here is said of a loss: a ValueError becomes a LossError, any other error gets a note."""

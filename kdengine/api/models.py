@@ -7,19 +7,30 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.nn.utils.rnn import PackedSequence
 
+from kdengine.api.inputs import explained
 from kdengine.api.labels import IGNORE_INDEX
 
 
 def call_model(module: Callable[..., Any], inputs: Any) -> Any:
-    """Run a model on a batch's inputs: keywords for a mapping, positions for a sequence."""
-    if isinstance(inputs, Tensor):  # the common case first: asking for a Mapping runs Python code of its own
+    """Run a model on a batch's inputs: keywords for a mapping, positions for a sequence.
+
+    Raises:
+        InputsError: it does not take them.
+    """
+    try:
+        if isinstance(inputs, Tensor):  # the common case first: asking for a Mapping runs Python code of its own
+            return module(inputs)
+        if isinstance(inputs, Mapping):
+            return module(**inputs)
+        if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
+            return module(*inputs)
         return module(inputs)
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    if isinstance(inputs, tuple | list):
-        return module(*inputs)
-    return module(inputs)
+    except Exception as error:
+        if (problem := explained(module, inputs, error)) is not None:
+            raise problem from error
+        raise
 
 
 def find_logits(output: Any) -> Tensor | None:

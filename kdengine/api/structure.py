@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from kdengine.api.errors import ConfigurationError
 
@@ -106,6 +107,8 @@ def count_items(inputs: Any) -> int:
     Raises:
         ConfigurationError: there is no such tensor, or a list of tensors has no common first dimension.
     """
+    if isinstance(inputs, PackedSequence):
+        return int(inputs.batch_sizes[0])
     tensor = inputs if isinstance(inputs, Tensor) else first_tensor(inputs)
     if tensor is None or tensor.ndim == 0:
         raise ConfigurationError(
@@ -165,8 +168,8 @@ def slice_items(value: Any, first: int, last: int, size: int, path: str = "input
     Raises:
         ConfigurationError: a part can be neither cut nor kept; it is named.
     """
-    kind = _kind(value, size, path)
-    if kind == "constant":
+    kind = _only(_kinds(value, size, path), value, size, path)
+    if kind == "constant" or (first, last) == (0, size):
         return value
     if kind == "items":
         return value[first:last]
@@ -184,12 +187,15 @@ def join_items(values: Sequence[Any], sizes: Sequence[int], path: str = "inputs"
     Raises:
         ConfigurationError: a part cannot be joined, or the structures differ; the part is named.
     """
-    kinds = {_kind(value, size, path) for value, size in zip(values, sizes, strict=True)}
+    each = [_kinds(value, size, path) for value, size in zip(values, sizes, strict=True)]
+    kinds = set.intersection(*each)
+    if kinds == {"items", "structure"} and len({len(value) for value in values}) > 1:
+        kinds = {"items"}
     steps = {tuple(step for step, _ in children(value)) for value in values}
-    if len(kinds) > 1 or (kinds == {"structure"} and len(steps) > 1) or len({type(value) for value in values}) > 1:
+    if not kinds or (kinds == {"structure"} and len(steps) > 1) or len({type(value) for value in values}) > 1:
         forms = " and ".join(dict.fromkeys(describe(value) for value in values))
         raise _cannot(path, f"is not of one form in the micro-batches of a step: {forms}")
-    (kind,) = kinds
+    kind = _only(kinds, values[0], sizes[0], path)
     if kind == "constant":
         if any(not _equal(values[0], value) for value in values[1:]):
             raise _cannot(path, f"differs between the micro-batches of a step ({values[0]!r}, then another value)")
@@ -210,27 +216,34 @@ def _equal(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
 
 
-def _kind(value: Any, size: int, path: str) -> str:
-    """Tell a ``"constant"`` from what has a row or element for each of the ``"items"`` and from a ``"structure"``."""
+def _kinds(value: Any, size: int, path: str) -> set[str]:
+    """What a value may be: a ``"constant"``, something for each of the ``"items"``, a ``"structure"`` of these."""
     if isinstance(value, _CONSTANTS) or (isinstance(value, Tensor) and value.ndim == 0):
-        return "constant"
+        return {"constant"}
     if isinstance(value, Tensor):
         if value.size(0) == size:
-            return "items"
+            return {"items"}
         raise _cannot(path, f"is {describe(value)}, without a first dimension of the batch's {size} items")
-    listed = type(value) in (list, tuple) and len(value) == size and path != "inputs"
-    nested = any(True for _ in children(value)) and all(t.ndim and t.size(0) == size for t in tensors(value))
-    if listed and nested and next(tensors(value), None) is not None:
+    if isinstance(value, PackedSequence) or not (isinstance(value, Mapping | tuple | list) or is_dataclass(value)):
+        raise _cannot(path, f"is {describe(value)}, which kdengine can neither cut nor join")
+    if (
+        type(value) not in (list, tuple) or len(list(children(value))) != size or path == "inputs"
+    ):  # inputs themselves are positions
+        return {"structure"}
+    inside = list(tensors(value))
+    whole = bool(inside) and all(tensor.ndim and tensor.size(0) == size for tensor in inside)
+    return {"items", "structure"} if whole else {"items"}
+
+
+def _only(kinds: set[str], value: Any, size: int, path: str) -> str:
+    """The one kind that is left; either does for a single item."""
+    if len(kinds) > 1 and size > 1:
         raise _cannot(
             path,
             f"is {describe(value)} with tensors of {size} rows, and the batch has {size} items: it cannot be told "
             "whether it has one element for each item; use a mapping, or stack it",
         )
-    if listed:
-        return "items"
-    if isinstance(value, Mapping | tuple | list) or is_dataclass(value):
-        return "structure"
-    raise _cannot(path, f"is {describe(value)}, which kdengine can neither cut nor join")
+    return "structure" if "structure" in kinds else next(iter(kinds))
 
 
 def _cannot(path: str, reason: str) -> ConfigurationError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ def make_models(
     heads: Heads,
     classes: Classes,
     ema: float | None,
+    own_inputs: Mapping[str, Callable[[Any], Any]],
 ) -> Models:
     """Place the models, freeze the teacher and prepare the capture of what losses ask for."""
     runtime.place(student)
@@ -82,6 +83,7 @@ def make_models(
         align=heads.align,
         average=None if ema is None else make_average(student, ema),
         teach=teach,
+        own_inputs=own_inputs,
     )
 
 

@@ -197,6 +197,31 @@ def take(batch: Batch, share: Share) -> Batch:
     return _part(batch, first, last) if first < last else uncounted(_part(batch, 0, 1))
 
 
+def check_transformed(transform: object, made: Any, before: Batch) -> Batch:
+    """Refuse what a batch transform may not return.
+
+    Raises:
+        ConfigurationError: it is no batch, one of another size, or one that has lost the items' weights.
+    """
+    name = type(transform).__name__
+    if not isinstance(made, Batch):
+        raise ConfigurationError(
+            f"the batch transform {name} returned {describe(made)}; expected a kdengine.Batch, for instance "
+            "batch.replace(inputs=...)"
+        )
+    if made.size != before.size:
+        raise ConfigurationError(
+            f"the batch transform {name} returned a batch of {made.size} items in place of {before.size}; expected as "
+            "many"
+        )
+    if before.weights is not None and made.weights is None:
+        raise ConfigurationError(
+            f"the batch transform {name} returned a batch without the weights that its items had: make it with "
+            "batch.replace(inputs=...), which keeps everything else, or give weights of 1"
+        )
+    return made
+
+
 def split(batch: Batch, sizes: list[int]) -> list[Batch]:
     """Undo :func:`concatenate`."""
     if len(sizes) == 1:

@@ -41,6 +41,7 @@ from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.foreign import ForeignSteps
 from kdengine.engine.heads import Heads, Reading
+from kdengine.engine.last_batch import check_last_batch
 from kdengine.engine.ledger import Flag, Ledger, Means
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike, Loggers, make_loggers
@@ -111,6 +112,9 @@ class Engine:
             as usual.
         labels: reads the labels that the loader gives, in the same two forms; they may then be any structure of
             tensors.
+        student_inputs: makes the student's inputs of the batch's, where it takes others than the teacher: other
+            keywords, columns or sizes. It is called at every forward, with the inputs on their device.
+        teacher_inputs: the same for the teacher; what a source's own ``transform`` gets.
         out: run directory; nothing is written without.
         name: name of the fit in records.
         log_every: optimizer steps between training records.
@@ -159,6 +163,8 @@ class Engine:
         batch: Callable[[Any], Batch] | None = None,
         output: Reading = None,
         labels: Reading = None,
+        student_inputs: Callable[[Any], Any] | None = None,
+        teacher_inputs: Callable[[Any], Any] | None = None,
         out: str | Path | None = None,
         name: str = "student",
         log_every: int = 50,
@@ -213,6 +219,11 @@ class Engine:
         self.notices = Notices()
         own = arguments.function("batch", batch)
         self._to_batch = batching.Reader(own, self.heads.read_labels, structured=self.heads.relabels)
+        self._own_inputs = {
+            role: given
+            for role, own_inputs in (("student", student_inputs), ("teacher", teacher_inputs))
+            if (given := arguments.function(f"{role}_inputs", own_inputs)) is not None
+        }
         taught = [] if self.source is None or not self.source.learns else self.source.modules()
         self._modes = [TrainingModes(student), *(TrainingModes(module, "teacher") for module in taught)]
         self._running = False
@@ -237,7 +248,7 @@ class Engine:
             train_loader: a :func:`kdengine.loader`, a ``DataLoader`` or any iterable of batches.
             evaluation: a loader for the engine's metrics, or ``fn(student) -> {name: number}``.
             epochs: passes over the loader.
-            steps_per_epoch: optimizer steps per epoch, for a loader without a length.
+            steps_per_epoch: optimizer steps per epoch: for a loader without a length, or for fewer than it gives.
             sharded: says, under several processes, that a loader of your own gives each process its own batches.
             resume: ``"auto"`` goes on from the run directory's last checkpoint where there is one; True insists on
                 one; None refuses a run directory that has been used.
@@ -308,6 +319,7 @@ class Engine:
         for modes in self._modes:
             modes.enter()
             modes.warn()
+        check_last_batch(feed, models, precision, self.runtime)
         named = trainable(self.student, objective, models.learning)
         optimizer = make_optimizer(self.optimizer, named)
         if strategy.shards:
@@ -387,6 +399,7 @@ class Engine:
             heads=self.heads,
             classes=self.classes,
             ema=self.settings.ema,
+            own_inputs=self._own_inputs,
         )
         precision = Precision(self.settings.precision, self.runtime.device)
         objective.place(self.runtime.device, next(self.student.parameters()).dtype)

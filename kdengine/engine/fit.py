@@ -76,6 +76,7 @@ class Models:
         align: makes the teacher's classes those of the student.
         average: exponential moving average of the student, or None.
         teach: whether training losses need the teacher.
+        own_inputs: by role, what makes the student's or the teacher's inputs of the batch's, where they differ.
     """
 
     student: nn.Module
@@ -88,6 +89,7 @@ class Models:
     align: Callable[[Batch], None] | None
     average: AveragedModel | None
     teach: bool
+    own_inputs: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     @property
     def evolving_source(self) -> TeacherSource | None:

@@ -63,7 +63,7 @@ class ForeignSteps:
                 "window holds fewer items than the batch itself; expected all batches of the optimizer step that the "
                 "batch is one of: engine.objective(batch, window=batches)"
             )
-        batch = place(batch, device)
+        batch = place(batch.without_outputs(), device)
         self._run(models, precision, batch, student)
         self._check(models, objective, batch)
         total, _ = precision.run_loss(objective.evaluate, batch, masks, counts, divisors)
@@ -108,4 +108,5 @@ def form_of(batch: Batch) -> tuple[object, ...]:
     tensors = [output._logits for output in (batch.student, *([batch.teacher] if batch.has_teacher else []))]
     outputs = [None if one is None else (one.ndim, one.shape[-1] if one.ndim else 0) for one in tensors]
     labels = batch.labels
-    return (*outputs, (labels.ndim, labels.dtype) if isinstance(labels, Tensor) else type(labels))
+    counted = [one is None or one.shape[:1] == (batch.size,) for one in tensors]
+    return (*outputs, *counted, (labels.ndim, labels.dtype) if isinstance(labels, Tensor) else type(labels))

@@ -10,6 +10,7 @@ from torch import nn
 from kdengine.api import Batch, ConfigurationError, Output
 from kdengine.engine.batching import call_model, device_of, move
 from kdengine.engine.fit import Models
+from kdengine.engine.given import given_to, told_whose
 from kdengine.engine.precision import Precision
 
 
@@ -22,7 +23,9 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     if capture is not None:
         capture.start()
     with nullcontext() if source.evolving else torch.no_grad():
-        output = precision.run_model(source.forward, batch)
+        seen = batch if "teacher" not in models.own_inputs else batch.replace(inputs=given_to(models, "teacher", batch))
+        with told_whose("teacher"):
+            output = precision.run_model(source.forward, seen)
     captured = None if capture is None else move(capture.take(), device_of(batch.inputs))
     logits = output if source.gives_logits else models.heads.find(output)
     return Output(output, logits, captured, models.teacher)
@@ -52,6 +55,7 @@ def run_student(
     capture = models.student_features if features else None
     if capture is not None:
         capture.start()
-    output = precision.run_model(call_model, models.student if model is None else model, batch.inputs)
+    with told_whose("student"):
+        output = precision.run_model(call_model, model or models.student, given_to(models, "student", batch))
     captured = None if capture is None else capture.take()
     return Output(output, models.heads.find(output), captured, models.student)

@@ -36,7 +36,7 @@ from kdengine import _interrupts as interrupts
 from kdengine.api import Batch, ConfigurationError
 from kdengine.api.errors import LossFailedError
 from kdengine.engine import random
-from kdengine.engine.batching import concatenate, place, split
+from kdengine.engine.batching import check_transformed, concatenate, place, split
 from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
@@ -151,7 +151,8 @@ def prepare(fit: Fit, window: list[Batch]) -> list[Batch]:
         whole = concatenate(window)
         seed = fit.feed.transform_seed(fit.settings.seed)
         for position, transform in enumerate(fit.transforms):
-            whole = transform(whole, random.generator(*seed, position, fit.position.step))
+            made = transform(whole, random.generator(*seed, position, fit.position.step))
+            whole = check_transformed(transform, made, whole)
         window = fit.feed.take_share(split(whole, [batch.size for batch in window]))
     if fit.calls.batch is not None:
         context = fit.step_context

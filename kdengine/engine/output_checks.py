@@ -20,6 +20,7 @@ from kdengine.api.loss import Classes
 from kdengine.engine import doubts
 from kdengine.engine.attribution import raised_by
 from kdengine.engine.fit import Models
+from kdengine.engine.given import check_size, doubt_weights, given_to
 from kdengine.engine.heads import Heads
 from kdengine.engine.label_checks import check_labels, refuse_copies
 from kdengine.engine.metrics import ForeignMetric, FunctionMetric
@@ -41,6 +42,7 @@ def check_outputs(objective: Objective, models: Models, batch: Batch, notices: N
     Raises:
         LossError: a loss would compute something else than it is made for.
     """
+    doubt_weights(models.student, given_to(models, "student", batch), notices)
     for label, loss in objective.losses.items():
         if label in objective.peers:
             continue  # a copy of a loss that has been looked at
@@ -80,6 +82,7 @@ def check_logits(label: str, loss: Loss, models: Models, batch: Batch) -> None:
         if not chosen:
             refuse_several(who, output)
         check_form(needs.classes, output.logits, batch.labels, chosen=chosen)
+        check_size(who, output, batch)
     if needs.teacher and heads.align is None:
         check_classes(label, batch.student.logits.shape[-1], batch.teacher.logits.shape[-1])
     if needs.labels and needs.classes == "exclusive" and batch.labels is not None:
@@ -110,6 +113,7 @@ def check_metric(name: str, metric: Metric, heads: Heads, batch: Batch) -> None:
         if not chosen:
             refuse_several(who, output)
         check_form(metric.classes, output.logits, batch.labels, chosen=chosen)
+        check_size(who, output, batch)
     if metric.needs_labels and not heads.relabels:
         refuse_copies(batch)
 

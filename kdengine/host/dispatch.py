@@ -251,6 +251,11 @@ def check_batch(batch: object, before: Batch | None) -> None:
         raise TypeError(f"it returned {describe(batch)}; expected a kdengine.Batch or None")
     if before is not None and batch.size != before.size:
         raise ValueError(f"it returned a batch of {batch.size} items in place of {before.size}; expected as many")
+    if before is not None and before.weights is not None and batch.weights is None:
+        raise ValueError(
+            "it returned a batch without the weights that its items had; make it with context.batch.replace(...), "
+            "which keeps everything else, or give weights of 1"
+        )
 
 
 def current(chain: Sequence[Implementation], remaining: object) -> Implementation:

@@ -156,6 +156,8 @@ def test_whatever_rebuilds_a_batch_keeps_its_weights_and_everything_else():
         assert len(made.weights) == len(made.index) == len(made.mask) == len(made.inputs["x"]) == made.size
     with pytest.raises(TypeError, match="'weight', which is no attribute"):
         batch.replace(weight=1)
+    with pytest.raises(kdengine.ConfigurationError, match="inputs of 2 items for a batch of 3"):
+        kdengine.Batch(torch.zeros(3, 1)).replace(inputs=torch.zeros(2, 1))
 
 
 def test_a_micro_batch_without_weights_or_mask_counts_in_full_beside_one_that_has_them():
@@ -182,3 +184,39 @@ def test_mixing_leaves_items_without_weight_out():
         mixed = MixUp(CLASSES, alpha=1.0)(batch, torch.Generator().manual_seed(seed))
         assert torch.equal(mixed.weights > 0, alive)
         assert not mixed.inputs[alive][:, ~alive].any()
+
+
+class Rebuilds(kdengine.BatchTransform):
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, batch, generator):
+        return self.make(batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda batch: kdengine.Batch(batch.inputs, batch.labels), "without the weights"),
+        (lambda batch: kdengine.Batch(batch.inputs[:2], batch.labels[:2]), "2 items in place of 12"),
+        (lambda batch: batch.inputs, "returned a tensor"),
+    ],
+)
+def test_a_transform_that_loses_weights_or_items_is_refused(make, said):
+    inputs, labels, weights = data()
+    with pytest.raises(kdengine.ConfigurationError, match=f"the batch transform Rebuilds .*{said}"):
+        engine(mlp(dtype=DOUBLE), mlp(32, dtype=DOUBLE), batch_transforms=[Rebuilds(make)]).fit(
+            [weighted(inputs, labels, weights)], epochs=1
+        )
+
+
+def test_a_batch_hook_that_loses_weights_is_refused():
+    class Hook:
+        kdengine_hook_version = 1
+
+        @kdengine.hookimpl
+        def kdengine_on_batch(self, context):
+            return kdengine.Batch(context.batch.inputs, context.batch.labels)
+
+    with pytest.raises(kdengine.PluginError, match="without the weights that its items had"):
+        engine(mlp(dtype=DOUBLE), mlp(32, dtype=DOUBLE), plugins=[Hook()]).fit([weighted(*data())], epochs=1)
