@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from kdengine.api import Batch, ConfigurationError, Scalar
 from kdengine.losses.arguments import check_number
+from kdengine.losses.hints.activation import warn_behind_activation
 from kdengine.losses.hints.maps import same_size
 from kdengine.losses.hints.norms import Norm, choose_norm, connector
 from kdengine.losses.hints.pairs import Pair, Paths
@@ -70,6 +71,7 @@ class AB(PairwiseLoss):
         maps = len(ours) == len(theirs) == 3
         if not maps and ours != theirs:
             raise ConfigurationError("expected feature maps (B, C, H, W) in both models, or equal shapes")
+        warn_behind_activation("ab", names, pair)
         return connector(self.norm, ours[0], theirs[0]) if maps and ours[0] != theirs[0] else nn.Identity()
 
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.losses.arguments import check_number
+from kdengine.losses.hints.activation import warn_behind_activation
 from kdengine.losses.hints.maps import pooled, require_maps
 from kdengine.losses.hints.norms import Norm, choose_norm, connector
 from kdengine.losses.hints.pairs import Pair, Paths
@@ -83,6 +84,7 @@ class OFD(PairwiseLoss):
     def prepare(self, pair: Pair, names: tuple[str, str], example: Batch) -> nn.Module:
         """The student's projection, and the margins of the teacher's channels."""
         require_maps(*pair)
+        warn_behind_activation("ofd", names, pair)
         channels, wanted = (feature.shape[1] for feature in pair)
         margins = self._margins(names[1], wanted, example).to(pair.teacher.dtype)
         return Projection(connector(self.norm, channels, wanted), margins.view(-1, 1, 1))

@@ -20,6 +20,8 @@ from .common import (
     random,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:ab compares features before the activation")
+
 
 def test_the_kit_accepts_it():
     check_loss(AB, sample=features((2, 3, 3), (3, 3, 3)), **PATHS)

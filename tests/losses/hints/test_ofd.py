@@ -27,6 +27,8 @@ from .common import (
     random,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:ofd compares features before the activation")
+
 
 def normalization(channels, seed=0):
     module = nn.BatchNorm2d(channels)
