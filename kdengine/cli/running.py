@@ -138,11 +138,14 @@ def count_seeds(folder: Path, given: int | None) -> int | None:
     from kdengine.api import CheckpointError, ConfigurationError
     from kdengine.engine import rundir
 
-    several = any(folder.glob(f"seed-*/{layout.RECIPE}"))
-    single = any((folder / name).exists() for name in (layout.CHECKPOINTS, layout.RECORDS, layout.BASELINE))
+    planned = planned_seeds(folder)
+    several = planned is not None or any(folder.glob(f"seed-*/{layout.RECIPE}"))
+    single = (folder / layout.RECIPE).exists()
     if given is not None and single and not several:
         raise ConfigurationError(f"{folder} holds a run of one seed: leave --seeds out, or choose another --out")
-    if given is None and several:
+    if given is None and planned is not None:
+        return len(planned)
+    if given is None and several:  # one that was started before its seeds were written down
         summary = rundir.read_summary(folder)
         if summary is None:
             raise ConfigurationError(f"{folder} holds a run of several seeds: say how many it shall have: --seeds N")
@@ -151,6 +154,22 @@ def count_seeds(folder: Path, given: int | None) -> int | None:
             raise CheckpointError(f"{folder / layout.SUMMARY} is damaged: expected a list of seeds")
         return len(seeds)
     return given
+
+
+def planned_seeds(folder: Path) -> list[int] | None:
+    """The seeds that a run was started with; None for one that was started without ``--seeds``."""
+    from kdengine._untrusted import MIB, read_json
+    from kdengine.api import CheckpointError
+
+    try:
+        seeds = read_json(folder / layout.SEEDS, MIB)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / layout.SEEDS} is damaged: {error}") from error
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise CheckpointError(f"{folder / layout.SEEDS} is damaged: expected a list of seeds")
+    return seeds
 
 
 def make_loggers(plan: Plan, *, quiet: bool) -> Callable[[], list[LoggerLike]]:

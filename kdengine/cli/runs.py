@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -178,39 +179,40 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove the checkpoints of finished runs, or the cache. Lists what would go, and asks first."""
+    from kdengine import _files as files
     from kdengine.api import ConfigurationError
-    from kdengine.ops import build
 
     if cache and runs:
         raise ConfigurationError("give run directories or --cache, not both")
-    found = [*cached_teachers(), *build.kept()] if cache else list(checkpoints(runs))
-    if not found:
-        typer.echo("nothing to remove")
-        return
-    for folder in found:
-        typer.echo(f"{megabytes(folder):10.1f} MB  {folder}")
-    what = (
-        "trained teachers and compiled libraries"
-        if cache
-        else "checkpoints of finished runs (students, records and reports stay)"
-    )
-    total = f"{sum(map(megabytes, found)):.1f} MB of {what}"
-    if not yes:
-        typer.confirm(f"Remove {total}?", abort=True)
-    for folder in found:
-        shutil.rmtree(folder)
-        folder.with_suffix(".lock").unlink(missing_ok=True) if cache else None
-    typer.echo(f"removed {total}")
+    with ExitStack() as held:
+        found = list(cached(held) if cache else checkpoints(runs, held))
+        if not found:
+            typer.echo("nothing to remove")
+            return
+        for folder in found:
+            typer.echo(f"{megabytes(folder):10.1f} MB  {folder}")
+        what = (
+            "trained teachers and compiled libraries"
+            if cache
+            else "checkpoints of finished runs (students, records and reports stay)"
+        )
+        total = f"{sum(map(megabytes, found)):.1f} MB of {what}"
+        if not yes:
+            typer.confirm(f"Remove {total}?", abort=True)
+        for folder in found:
+            files.discard_directory(folder)
+        typer.echo(f"removed {total}")
 
 
-def checkpoints(runs: list[Path] | None) -> Iterator[Path]:
-    """The checkpoint directories of finished runs.
+def checkpoints(runs: list[Path] | None, held: ExitStack) -> Iterator[Path]:
+    """The checkpoint directories of finished runs, each locked by the stack; a run that is in use is left alone.
 
     Raises:
         CheckpointError: a run that is named is none, or is not finished.
     """
-    from kdengine.api import CheckpointError
+    from kdengine.api import CheckpointError, ConfigurationError
     from kdengine.engine import rundir
+    from kdengine.recipe.cleaning import removable
 
     named = runs is not None
     for run in runs or sorted(path.parent for path in Path("runs").glob(f"*/{layout.RECIPE}")):
@@ -220,18 +222,38 @@ def checkpoints(runs: list[Path] | None) -> Iterator[Path]:
             rundir.finished_summary(run)
         elif not (run / layout.SUMMARY).is_file():
             continue
-        seeds = [run, *sorted(run.glob("seed-*"))]
-        for part in [*seeds, *(seed / layout.BASELINE for seed in seeds)]:
-            folder = part / layout.CHECKPOINTS
-            done = all((part / name).is_file() for name in (layout.SUMMARY, layout.STUDENT))
-            if done and folder.is_dir() and not folder.is_symlink():
+        try:
+            held.enter_context(rundir.in_use(run))
+            for folder in removable(run):
+                held.enter_context(rundir.in_use(folder.parent))
                 yield folder
+        except ConfigurationError as error:
+            typer.echo(f"left alone: {error}")
+
+
+def cached(held: ExitStack) -> Iterator[Path]:
+    """What the cache holds, each folder locked by the stack; one that is in use is left alone."""
+    from kdengine._locks import Busy, locked
+    from kdengine.ops import build
+    from kdengine.recipe.teacher import lock_of
+
+    teachers = ((folder, lock_of(folder)) for folder in cached_teachers())
+    libraries = ((folder, build.lock_of(folder)) for folder in build.kept())
+    for folder, lock in (*teachers, *libraries):
+        try:
+            held.enter_context(locked(lock))
+        except Busy as owner:
+            typer.echo(f"left alone: {folder} is in use by {owner}")
+        else:
+            yield folder
 
 
 def cached_teachers() -> Iterator[Path]:
     """The directories of the teacher cache; anything else in there is left alone."""
+    from kdengine import _files as files
     from kdengine.recipe.teacher import teachers_folder
 
+    files.sweep(teachers_folder())
     for folder in sorted(teachers_folder().glob("*")):
         ours = (layout.SUMMARY, layout.RECORDS, layout.CHECKPOINTS)
         if folder.is_dir() and not folder.is_symlink() and any((folder / name).exists() for name in ours):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
 from kdengine.engine.optimizers import BROUGHT, Named, OptimizerLike, clipped_together, make_optimizer, part_kinds
 from kdengine.engine.precision import Precision
+from kdengine.engine.recall import recall
 from kdengine.engine.result import Result
 from kdengine.engine.runtime import Runtime
 from kdengine.engine.schedulers import SchedulerLike, make_lr_scheduler, waits_for_metric
@@ -254,23 +255,44 @@ class Engine:
                 one; None refuses a run directory that has been used.
 
         Returns:
-            the outcome; for a run that is already finished, the stored one.
+            the outcome; for a run that is already finished, the stored one, also where its checkpoints were removed
+            (``history`` then has its evaluations alone).
 
         Raises:
             ConfigurationError: something that was given cannot work together.
             NonFiniteError: a loss or gradient is not finite under the policy ``raise``.
-            CheckpointError: the run directory belongs to another fit.
+            CheckpointError: the run directory belongs to another fit, or is finished with fewer epochs and has no
+                checkpoint to go on from.
         """
         epochs = check_setting("epochs", epochs)
         check_evaluation(evaluation, -(-epochs // self.settings.evaluate_every))
-        self._claim(resume)
-        feed = self._feed(train_loader, steps_per_epoch, sharded=sharded)
+        with ExitStack() as held:
+            self._occupy(held, resume)
+            feed = self._feed(train_loader, steps_per_epoch, sharded=sharded)
+            return self._fit_to(feed, evaluation, epochs, resume)
+
+    def _occupy(self, held: ExitStack, resume: Resume) -> None:
+        """Let the main process have the run directory to itself, as long as the stack lasts."""
+        if (out := self.out) is not None:
+            self.runtime.processes.on_main(lambda: held.enter_context(rundir.occupied(out, resume=bool(resume))))
+
+    def _fit_to(
+        self,
+        feed: Feed,
+        evaluation: Iterable[Any] | Callable[[nn.Module], Mapping[str, Any]] | None,
+        epochs: int,
+        resume: Resume,
+    ) -> Result:
+        """Assemble the fit, go back to where it stands, and train it to its end."""
         self._fit = None
         with self._lent():
             fit = self._fit = self.assemble(feed, evaluation, epochs)
             fit.monitor.check(evaluation, fit.lr_scheduler)
             with attached(fit.models):
-                self._enter(fit, resume)
+                resumed = bool(resume) and self.out is not None and state.resume(fit)
+                if resume and not resumed and (ended := recall(fit)) is not None:
+                    return ended
+                self._enter(fit, resume, resumed=resumed)
                 self._train(fit)
             return conclude(fit, seed=self.seed, plugins=self.host.versions())
 
@@ -282,10 +304,6 @@ class Engine:
             teacher,
             begun=lambda: self._fit is not None and self._fit.position.step > self._fit.started,
         )
-
-    def _claim(self, resume: Resume) -> None:
-        if (out := self.out) is not None:
-            self.runtime.processes.on_main(lambda: rundir.claim(out, resume=bool(resume)))
 
     def _feed(self, loader: Iterable[Any], steps_per_epoch: int | None = None, *, sharded: bool = False) -> Feed:
         feed = Feed(
@@ -409,9 +427,8 @@ class Engine:
         self._built = models, objective, precision
         return self._built
 
-    def _enter(self, fit: Fit, resume: Resume) -> None:
-        """Resume where asked, start the loggers, make sure that the state can be stored."""
-        resumed = bool(resume) and self.out is not None and state.resume(fit)
+    def _enter(self, fit: Fit, resume: Resume, *, resumed: bool) -> None:
+        """Start the loggers, make sure that the state can be stored."""
         fit.started = fit.position.step
         if resume is True and not resumed:
             raise ConfigurationError(f"nothing to resume: no checkpoint under {self.out}")

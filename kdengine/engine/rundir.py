@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from kdengine import _files as files
+from kdengine._locks import Busy, locked
 from kdengine._untrusted import MIB, check_own, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine.best import read_best
-from kdengine.engine.layout import CHECKPOINTS, RECIPE, RECORDS, STUDENT, SUMMARY
+from kdengine.engine.layout import BASELINE, CHECKPOINTS, LOCK, RECIPE, RECORDS, STUDENT, SUMMARY
 from kdengine.engine.student_file import read_weights
 from kdengine.ops import backend_info
 
@@ -76,6 +78,12 @@ def finished_summary(path: Path) -> dict[str, Any]:
     if summary is None:
         raise CheckpointError(f"{path} holds no {SUMMARY}: not a run directory, or its run is not finished")
     return summary
+
+
+def parts(run: Path) -> list[Path]:
+    """The directories that a run may have trained in: its own or one per seed, each with a student alone below it."""
+    students = [run, *sorted(run.glob("seed-*"))]
+    return [*students, *(path / BASELINE for path in students)]
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -159,15 +167,49 @@ def _is_object(record: Any) -> bool:
     return isinstance(record, dict)
 
 
+@contextmanager
+def occupied(out: Path, *, resume: bool) -> Iterator[None]:
+    """Have a run directory to oneself while the context lasts: made, swept, and refused where others have used it.
+
+    Raises:
+        ConfigurationError: another process works in it, or it holds a run and ``resume`` is not asked for.
+        CheckpointError: something in it is no file of its own.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"the run directory {out} is a file")
+    out.mkdir(parents=True, exist_ok=True)
+    with in_use(out):
+        claim(out, resume=resume)
+        yield
+
+
+@contextmanager
+def in_use(out: Path) -> Iterator[None]:
+    """Hold the lock of a run directory that exists.
+
+    Raises:
+        ConfigurationError: another process holds it.
+        CheckpointError: something that is no lock has its name.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(out / LOCK))
+        except Busy as owner:
+            raise ConfigurationError(
+                f"the run directory {out} is in use by {owner}; wait until that has ended, or choose another directory"
+            ) from None
+        except ValueError as error:
+            raise CheckpointError(f"{out / LOCK}: {error}") from error
+        yield
+
+
 def claim(out: Path, *, resume: bool) -> None:
-    """Make a run directory, or refuse one that another fit has used.
+    """Refuse a run directory that another fit has used; sweep it.
 
     Raises:
         ConfigurationError: the directory holds a run and ``resume`` is not asked for.
         CheckpointError: its records are no file of its own.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigurationError(f"the run directory {out} is a file")
     taken = [name for name in (SUMMARY, CHECKPOINTS, RECORDS) if (out / name).exists()]
     if taken and not resume:
         raise ConfigurationError(
@@ -178,7 +220,6 @@ def claim(out: Path, *, resume: bool) -> None:
         check_own(out / RECORDS)
     except ValueError as error:
         raise CheckpointError(f"{out / RECORDS}: {error}") from error
-    out.mkdir(parents=True, exist_ok=True)
     for folder in (out, out / CHECKPOINTS):
         files.sweep(folder)
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from kdengine._cache import cache_folder
+from kdengine._locks import Busy, locked
 from kdengine._paths import expanded
 from kdengine.ops import sources, toolchain, trust
 from kdengine.ops.sources import Library
@@ -192,21 +193,24 @@ def _make_folder(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from building in a folder, and remove what killed ones have left there."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _tell("waiting for another process that compiles the loss kernels")
-        lock.acquire()
-    except NotImplementedError as error:
-        raise OSError(f"this file system has no locks ({error})") from error
-    try:
+    """Keep other processes from building in a folder."""
+    with ExitStack() as held:
+        waiting = False
+        while True:
+            try:
+                held.enter_context(locked(lock_of(folder)))
+                break
+            except Busy as owner:
+                if not waiting:
+                    _tell(f"waiting for {owner}, which compiles the loss kernels")
+                waiting = True
+                time.sleep(0.1)
         yield
-    finally:
-        lock.release()
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock of a folder in which a library is compiled."""
+    return folder / "lock"
 
 
 def _done_meanwhile(target: Path, asked: float, force: bool) -> bool:

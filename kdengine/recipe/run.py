@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from kdengine import _files as files
 from kdengine import _interrupts as interrupts
 from kdengine.api import CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.processes import join
-from kdengine.engine import layout, rundir
+from kdengine.engine import checkpoint, layout, rundir
 from kdengine.engine.assembly import Aligner, attached
 from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine
@@ -27,6 +27,7 @@ from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.output_checks import check_outputs
+from kdengine.engine.recall import check_need
 from kdengine.engine.result import Result
 from kdengine.engine.teacher import SourceModel
 from kdengine.recipe.build import make_engine, make_source
@@ -67,8 +68,15 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     Several processes carry it out together; the main one alone reads and writes the run directory.
 
     Raises:
-        ConfigurationError: the directory holds another run, or something in the recipe cannot work.
+        ConfigurationError: the directory holds another run or is in use, or something in the recipe cannot work.
     """
+    with ExitStack() as held:
+        join().on_main(lambda: held.enter_context(rundir.occupied(options.out, resume=options.resume)))
+        return begin(plan, options)
+
+
+def begin(plan: Plan, options: Options) -> dict[str, Any]:
+    """Check and rehearse a run, and carry it out in a directory that nobody else works in."""
     on_main = join().on_main
     on_main(lambda: check_directory(plan, options))
     seeds = [plan.recipe.train.seed + k for k in range(options.seeds or 1)]
@@ -78,7 +86,7 @@ def run(plan: Plan, options: Options) -> dict[str, Any]:
     on_main(lambda: check_cache(plan))
     data = make_data(plan)
     rehearse(plan, data)
-    on_main(lambda: files.write_text(options.out / layout.RECIPE, dump(plan.recipe)))
+    on_main(lambda: write_plan(plan, options, seeds))
     with resumable(options):
         return carry_out(plan, data, options, seeds)
 
@@ -118,7 +126,6 @@ def resumable(options: Options) -> Iterator[None]:
 
 def check_directory(plan: Plan, options: Options) -> None:
     """Refuse a run directory that holds another run, or this one unless it is to be resumed."""
-    rundir.claim(options.out, resume=options.resume)
     stored = options.out / layout.RECIPE
     if not stored.exists():
         return
@@ -133,6 +140,26 @@ def check_directory(plan: Plan, options: Options) -> None:
             f"{options.out} was started with another recipe: {'; '.join(changed)}. On resume epochs, workers, "
             "device, loggers and checkpoint policy may change; for anything else choose another --out"
         )
+    check_checkpoints(options.out, plan.recipe.train.epochs)
+
+
+def check_checkpoints(out: Path, epochs: int) -> None:
+    """Refuse to extend a run whose checkpoints were removed, before anything in it is changed.
+
+    Raises:
+        CheckpointError: a part of it has ended with fewer epochs and has none left.
+    """
+    for part in rundir.parts(out):
+        summary = rundir.read_summary(part)
+        if summary is not None and "seeds" not in summary and not checkpoint.steps(part / layout.CHECKPOINTS):
+            check_need(part, summary, epochs)
+
+
+def write_plan(plan: Plan, options: Options, seeds: Sequence[int]) -> None:
+    """Write what the run is to be, before a teacher trains: the recipe comes last, and makes it a run."""
+    if options.seeds is not None:
+        files.write_json(options.out / layout.SEEDS, list(seeds))
+    files.write_text(options.out / layout.RECIPE, dump(plan.recipe))
 
 
 def rehearse(plan: Plan, data: Data) -> None:
@@ -190,6 +217,9 @@ def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | No
 
 def finished_seed(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """The summary of one seed of a run, if that seed has nothing left to do."""
+    for part in (folder, folder / layout.BASELINE):
+        files.sweep(part)
+        files.sweep(part / layout.CHECKPOINTS)
     whole = all((folder / name).is_file() for name in (layout.RECIPE, layout.STUDENT))
     return read_complete(folder, plan.recipe.train.epochs) if whole else None
 

@@ -42,6 +42,36 @@ def test_quiet_prints_the_outcome_only(kd):
     assert not err
 
 
+@pytest.mark.parametrize("seeds", [2, None])
+def test_a_run_that_was_cut_off_while_its_teacher_trained_goes_on_with_its_seeds(kd, place, monkeypatch, seeds):
+    """As a kill leaves it: the directory says what the run is to be, and nothing was trained."""
+    given = () if seeds is None else ("--seeds", seeds)
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdengine.recipe.run.get_teacher", cut_off)
+        assert kd("run", "small.toml", "-q", *given, "--set", "train.epochs=1", "--out", "cut")[0] == 130
+    assert not list(place.glob("cut/seed-*"))
+    if seeds is None:
+        code, _, err = kd("run", "--resume", "-q", "--out", "cut", "--seeds", 2)
+        assert (code, "holds a run of one seed" in err) == (2, True)
+    assert kd("run", "--resume", "-q", "--out", "cut")[0] == 0
+    found = summary("cut")
+    assert (found.get("seeds"), len(list(place.glob("cut/seed-*")))) == (([0, 1], 2) if seeds else (None, 0))
+
+
+@pytest.mark.parametrize("text", ["{}", "[0, true]", "[0", '["0"]'])
+def test_seeds_that_are_none_are_told(kd, place, text):
+    (place / "cut").mkdir()
+    (place / "cut" / "recipe.toml").write_text((place / "small.toml").read_text())
+    (place / "cut" / "seeds.json").write_text(text)
+    code, _, err = kd("run", "--resume", "--out", "cut")
+    assert code == 2
+    assert "seeds.json is damaged" in err
+
+
 def test_seeds_give_mean_and_deviation(kd):
     code, out, _ = kd("run", "small.toml", "-q", "--seeds", 2, "--set", "train.epochs=1", "--out", "two")
     assert code == 0

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import safetensors.torch
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 import kdengine
+from kdengine._locks import locked
 from kdengine.losses import CE
 from kdengine.ops import sources
 
@@ -216,3 +219,67 @@ def test_clean_cache_removes_teachers_and_libraries_and_nothing_else(kd, run, pl
     assert kd("clean", "--cache", "--yes")[0] == 0
     assert [path.name for path in (place / "cache" / "teachers").iterdir()] == ["letters"]
     assert [path.name for path in (place / "cache" / "libraries").iterdir()] == ["cpu-notes"]
+
+
+def lock_elsewhere(path):
+    """Hold a lock in another thread, which to it is another process; what it returns lets go."""
+    pool, held = ThreadPoolExecutor(1), ExitStack()
+    pool.submit(held.enter_context, locked(path)).result()
+    return lambda: (pool.submit(held.close).result(), pool.shutdown())
+
+
+def test_clean_leaves_a_run_that_is_in_use_alone(kd, run, place):
+    other = shutil.copytree(run, place / "runs" / "small-2")
+    let_go = lock_elsewhere(run / "run.lock")
+    code, out, _ = kd("clean", "--yes")
+    assert code == 0
+    assert "left alone: the run directory runs/small is in use by process" in out
+    assert (run / "checkpoints").exists()
+    assert not (other / "checkpoints").exists()
+    let_go()
+    assert kd("clean", "--yes")[0] == 0
+    assert not (run / "checkpoints").exists()
+
+
+def test_clean_keeps_the_checkpoints_of_a_run_that_is_being_made_longer(kd, run):
+    recipe = run / "recipe.toml"
+    short = recipe.read_text()
+    recipe.write_text(short.replace("epochs = 1\nseed", "epochs = 3\nseed"))
+    assert recipe.read_text() != short
+    assert "nothing to remove" in kd("clean", run, "--yes")[1]
+    recipe.write_text(short)
+    later = sorted((run / "checkpoints").iterdir())[-1]
+    shutil.copytree(later, later.with_name("step-00009999"))
+    assert "nothing to remove" in kd("clean", run, "--yes")[1]
+    assert (run / "checkpoints").exists()
+
+
+def test_a_cleaned_run_is_finished_and_is_not_made_longer(kd, run):
+    assert kd("clean", run, "--yes")[0] == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "already finished" in kd("run", "--resume", "--out", run)[1]
+    code, _, err = kd("run", "--resume", "--out", run, "--set", "train.epochs=2")
+    assert code == 2
+    assert "cannot go on to 2" in err
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert {path for path in before if after.get(path) != before[path]} <= {run / "report.html"}
+
+
+def test_clean_of_the_cache_leaves_a_teacher_that_is_in_use_alone(kd, run, place, monkeypatch, teacher_cache):
+    shutil.copytree(teacher_cache, place / "cache")
+    monkeypatch.setenv("KDENGINE_CACHE", str(place / "cache"))
+    folder = next(path for path in (place / "cache" / "teachers").iterdir() if path.is_dir())
+    let_go = lock_elsewhere(folder.parent / f"{folder.name}.lock")
+    code, out, _ = kd("clean", "--cache", "--yes")
+    assert code == 0
+    assert f"left alone: {folder} is in use by process" in out
+    assert (folder / "student.safetensors").exists()
+    let_go()
+
+
+def test_a_second_run_in_the_directory_is_refused(kd, run, place):
+    let_go = lock_elsewhere(run / "run.lock")
+    code, _, err = kd("run", "--resume", "--out", run, "--set", "train.epochs=2")
+    assert code == 2
+    assert "in use by process" in err
+    let_go()
