@@ -43,7 +43,12 @@ class Schedule(Given, ABC):
 
     Subclasses take plain numbers in their constructor (a recipe writes them in a table) and implement
     :meth:`value`. One that remembers something between calls overrides the two state methods.
+
+    Attributes:
+        follows: name of the evaluation's metric without which it never changes; None for one that needs none.
     """
+
+    follows: str | None = None
 
     @abstractmethod
     def value(self, progress: Progress) -> float:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdengine.api import BatchTransform, ConfigurationError, Loss, Schedule
+from kdengine.api.errors import warn
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def student_module(given: Any) -> nn.Module:
+    """Return the student.
+
+    Raises:
+        ConfigurationError: it is no module.
+    """
+    if not isinstance(given, nn.Module):
+        made = " (a class or factory: call it first)" if callable(given) else ""
+        raise ConfigurationError(f"the student must be a torch.nn.Module, got {type(given).__name__}{made}")
+    return given
 
 
 def weights_by_label(given: Any, losses: Mapping[str, Loss]) -> dict[str, float | Schedule]:
@@ -27,7 +43,10 @@ def weights_by_label(given: Any, losses: Mapping[str, Loss]) -> dict[str, float 
         return {}
     if not isinstance(given, Mapping):
         given = _in_order(given, losses)
-    return {label: _weight(label, value) for label, value in given.items()}
+    weights = {label: _weight(label, value) for label, value in given.items()}
+    if losses and all(weights.get(label, 1.0) == 0.0 for label in losses):
+        warn("every loss has the weight 0, so nothing is learned; a weight is 1 where none is given")
+    return weights
 
 
 def _in_order(given: Any, losses: Mapping[str, Loss]) -> dict[str, Any]:
@@ -70,6 +89,48 @@ def batch_transforms(given: Any) -> list[BatchTransform]:
                 "kdengine.data.mixing.MixUp(classes=10)"
             )
     return listed
+
+
+def class_map(given: Any) -> Any:
+    """Return what maps the student's classes to the teacher's: ``"shared"``, None, or whole numbers.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if given is None or (isinstance(given, str) and given == "shared"):
+        return given
+    try:
+        listed = [operator.index(position) for position in given]
+    except TypeError:
+        listed = [-1]
+    if isinstance(given, str) or not listed or min(listed) < 0:
+        raise ConfigurationError(
+            f"classes must be 'shared' or a sequence of teacher classes, counted from 0, got {given!r}"
+        )
+    return listed
+
+
+def run_directory(given: Any) -> Path | None:
+    """Return the run directory as a path.
+
+    Raises:
+        ConfigurationError: it is no path.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, str | os.PathLike) or not str(given):
+        raise ConfigurationError(f"out must be the path of a run directory, got {given!r}")
+    return Path(given)
+
+
+def check_resume(given: Any) -> None:
+    """Refuse a word that would be taken for yes.
+
+    Raises:
+        ConfigurationError: it is neither ``"auto"``, True, False nor None.
+    """
+    if given is not None and not isinstance(given, bool) and given != "auto":
+        raise ConfigurationError(f"resume must be 'auto', True, False or None, got {given!r}")
 
 
 def function(name: str, given: F | None) -> F | None:

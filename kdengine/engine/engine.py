@@ -37,6 +37,7 @@ from kdengine.engine.assembly import (
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import check_evaluation, measure
+from kdengine.engine.expected import check_expected
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.foreign import ForeignSteps
@@ -148,7 +149,7 @@ class Engine:
         weights: Mapping[str, float | Schedule] | Sequence[float | Schedule] | None = None,
         lr_scheduler: SchedulerLike = None,
         metrics: Mapping[str, MetricLike] | Sequence[MetricLike] | None = None,
-        loggers: Sequence[LoggerLike] | None = None,
+        loggers: Sequence[LoggerLike] | LoggerLike | None = None,
         batch_transforms: Sequence[BatchTransform] = (),
         plugins: Iterable[Any] | Host = (),
         precision: PrecisionName = "fp32",
@@ -200,7 +201,7 @@ class Engine:
             raise ConfigurationError(
                 "nonfinite='rollback' goes back to a checkpoint, so it needs a run directory: out="
             )
-        self.student = student
+        self.student = arguments.student_module(student)
         self.losses = name_losses(losses)
         self.weights = arguments.weights_by_label(weights, self.losses)
         self.optimizer = optimizer
@@ -211,9 +212,9 @@ class Engine:
         self.source = as_source(teacher, self.host)
         self.metrics = make_metrics(metrics, self.host)
         check_names(self.losses, self.weights, self.metrics)
-        self.classes = classes
+        self.classes: Classes = arguments.class_map(classes)
         self.seed = None if seed is None else self.settings.seed
-        self.out = None if out is None else Path(out)
+        self.out = arguments.run_directory(out)
         self.hook_times: list[Any] = []
         self.runtime = Runtime(device)
         self.heads = Heads(output, labels, [*self.losses, *self.metrics])
@@ -265,6 +266,7 @@ class Engine:
                 checkpoint to go on from.
         """
         epochs = check_setting("epochs", epochs)
+        arguments.check_resume(resume)
         check_evaluation(evaluation, -(-epochs // self.settings.evaluate_every))
         with ExitStack() as held:
             self._occupy(held, resume)
@@ -287,7 +289,7 @@ class Engine:
         self._fit = None
         with self._lent():
             fit = self._fit = self.assemble(feed, evaluation, epochs)
-            fit.monitor.check(evaluation, fit.lr_scheduler)
+            check_expected(fit, evaluation)
             with attached(fit.models):
                 resumed = bool(resume) and self.out is not None and state.resume(fit)
                 if resume and not resumed and (ended := recall(fit)) is not None:

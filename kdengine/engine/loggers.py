@@ -76,14 +76,16 @@ class Loggers:
                 logger.load_state_dict(state[name])
 
 
-def make_loggers(given: Sequence[LoggerLike] | None, host: Host, *, records: bool) -> Loggers:
+def make_loggers(given: Sequence[LoggerLike] | LoggerLike | None, host: Host, *, records: bool) -> Loggers:
     """Instantiate the loggers of one fit.
 
     Args:
-        given: what the user asked for; None for the console.
+        given: what the user asked for, a list or one; None for the console.
         host: finds loggers by name.
         records: whether the run directory's ``metrics.jsonl`` and ``steps.jsonl`` are written too.
     """
+    if isinstance(given, str | Logger) or callable(given):
+        given = [given]
     wanted: list[LoggerLike] = ["console"] if given is None else list(given)
     if records:
         wanted += [name for name in ("jsonl", "steps") if name not in wanted]

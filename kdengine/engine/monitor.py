@@ -48,11 +48,11 @@ class Monitor:
             self.plateau = scheduler.mode
         if evaluation is None or callable(evaluation):
             return
-        if self.given is not None and not self._may_give(self.given):
+        if self.given is not None and not self.may_give(self.given):
             raise ConfigurationError(
                 f"monitor {self.given!r} is not among the metrics; {nearest(self.given, self.metrics)}"
             )
-        if (name := self.given or next(iter(self.metrics), None)) is not None and self._may_give(name):
+        if (name := self.given or next(iter(self.metrics), None)) is not None and self.may_give(name):
             self.mode(name)
 
     def _check_plateau(self, evaluation: Any, scheduler: ReduceLROnPlateau) -> None:
@@ -65,7 +65,7 @@ class Monitor:
                 'ReduceLROnPlateau follows the monitored metric, but there is none: Engine(metrics={"top1": "top1"})'
             )
 
-    def _may_give(self, name: str) -> bool:
+    def may_give(self, name: str) -> bool:
         """Whether a metric of that name may come; one that gives several numbers names them after a dot."""
         return name in self.metrics or name.split(".")[0] in self.metrics
 

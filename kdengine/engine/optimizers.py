@@ -55,6 +55,7 @@ def _call(given: Any, named: Named) -> torch.optim.Optimizer:
             f"optimizer is {given!r}; expected a torch.optim.Optimizer, or a function that makes one: "
             + FACTORY_LINE.format(name=known or "AdamW")
         )
+    check_call("the optimizer factory", given, named=named)
     optimizer = given(named)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(
@@ -131,6 +132,27 @@ def required_arguments(function: Callable[..., Any]) -> list[str]:
     # torch's schedulers put a function with the method's own signature, self included, in the place of step
     asked = (p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic)
     return [p.name for p in asked if p.name != "self"]
+
+
+def check_call(what: str, function: Callable[..., Any], **given: Any) -> None:
+    """Refuse a factory that cannot be called with what it is given by position.
+
+    >>> check_call("the factory", lambda optimizer: None, optimizer=1, steps=10)
+    Traceback (most recent call last):
+        ...
+    kdengine.api.errors.ConfigurationError: the factory is called with (optimizer, steps): too many positional arguments
+
+    Raises:
+        ConfigurationError: it takes more or fewer arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C: nothing is known of its arguments
+        return
+    try:
+        signature.bind(*given.values())
+    except TypeError as error:
+        raise ConfigurationError(f"{what} is called with ({', '.join(given)}): {error}") from None
 
 
 def clipped_together(parameters: Sequence[nn.Parameter], learning: Sequence[nn.Module]) -> list[list[nn.Parameter]]:

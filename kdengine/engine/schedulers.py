@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kdengine.api import ConfigurationError
 from kdengine.api.errors import warn
-from kdengine.engine.optimizers import BROUGHT, Named, required_arguments
+from kdengine.engine.optimizers import BROUGHT, Named, check_call, required_arguments
 
 SchedulerLike: TypeAlias = Any
 
@@ -89,6 +89,7 @@ def _call(given: Any, optimizer: torch.optim.Optimizer, steps: int) -> Any:
             + FACTORY_LINE.format(name="CosineAnnealingLR", arguments="steps")
         )
     _check_class(given)
+    check_call("the lr_scheduler factory", given, optimizer=optimizer, steps=steps)
     made = given(optimizer, steps)
     if made is not None and not _is_scheduler(made):
         raise ConfigurationError(

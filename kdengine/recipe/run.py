@@ -20,6 +20,7 @@ from kdengine.engine import checkpoint, layout, rundir
 from kdengine.engine.assembly import Aligner, attached
 from kdengine.engine.batching import place, to_batch
 from kdengine.engine.engine import Engine
+from kdengine.engine.expected import check_expected
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit
 from kdengine.engine.forward import run_pair
@@ -181,7 +182,7 @@ def rehearse(plan: Plan, data: Data) -> None:
         )
         with plan.telling_lines():
             fit = engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch))
-            fit.monitor.check(test_loader(plan, data), fit.lr_scheduler)
+            check_expected(fit, test_loader(plan, data))
             try_batch(fit)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kdengine.api import ConfigurationError, Progress, Schedule
+from kdengine.schedules.numbers import finite
 
 
 def ramp(fraction: float, begin: float, until: float) -> float:
@@ -39,7 +40,7 @@ class Constant(Schedule):
     """
 
     def __init__(self, value: float) -> None:
-        self.constant = float(value)
+        self.constant = finite("value", value)
 
     def value(self, progress: Progress) -> float:
         """The value."""
@@ -62,7 +63,8 @@ class Linear(Schedule):
 
     def __init__(self, start: float, end: float, begin: float = 0.0, until: float = 1.0) -> None:
         check_window(begin, until)
-        self.start, self.end, self.begin, self.until = float(start), float(end), begin, until
+        self.start, self.end = finite("start", start), finite("end", end)
+        self.begin, self.until = begin, until
 
     def value(self, progress: Progress) -> float:
         """The point on the line."""
@@ -88,7 +90,8 @@ class Cosine(Schedule):
 
     def __init__(self, start: float, end: float, begin: float = 0.0, until: float = 1.0) -> None:
         check_window(begin, until)
-        self.start, self.end, self.begin, self.until = float(start), float(end), begin, until
+        self.start, self.end = finite("start", start), finite("end", end)
+        self.begin, self.until = begin, until
 
     def value(self, progress: Progress) -> float:
         """The point on the wave."""
@@ -127,7 +130,8 @@ class WarmUp(Schedule):
         over = 0.1 if over is None else over
         if not 0.0 <= over <= 1.0:
             raise ConfigurationError(f"expected over between 0 and 1 (a share of training), got {over}")
-        self.end, self.over, self.start, self.epochs = float(value), over, float(start), epochs
+        self.end, self.start = finite("value", value), finite("start", start)
+        self.over, self.epochs = over, epochs
 
     def value(self, progress: Progress) -> float:
         """The point on the line, or the height of the stair."""
@@ -154,9 +158,9 @@ class Step(Schedule):
     """
 
     def __init__(self, start: float, factor: float, every: int) -> None:
-        if every < 1:
-            raise ConfigurationError(f"expected every to be at least 1 epoch, got {every}")
-        self.start, self.factor, self.every = float(start), float(factor), every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ConfigurationError(f"expected every to be a whole number of epochs, at least 1 epoch, got {every!r}")
+        self.start, self.factor, self.every = finite("start", start), finite("factor", factor), every
 
     def value(self, progress: Progress) -> float:
         """The height of the current stair."""
@@ -183,7 +187,7 @@ class Piecewise(Schedule):
         if interpolation not in ("constant", "linear"):
             raise ConfigurationError(f"expected interpolation 'constant' or 'linear', got {interpolation!r}")
         self.shares = [float(share) for share, _ in points]
-        self.values = [float(value) for _, value in points]
+        self.values = [finite("a point's value", value) for _, value in points]
         rising = all(a < b for a, b in zip(self.shares, self.shares[1:], strict=False))
         if not self.shares or not rising or self.shares[0] < 0.0 or self.shares[-1] > 1.0:
             raise ConfigurationError(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kdengine.api import ConfigurationError, Progress, Schedule
 from kdengine.api.metric import mode_in_name
+from kdengine.schedules.numbers import finite
 
 
 class OnMetric(Schedule):
@@ -48,8 +49,9 @@ class OnMetric(Schedule):
             raise ConfigurationError(f"expected mode 'max' or 'min', got {mode!r}")
         if threshold < 0.0:
             raise ConfigurationError(f"expected threshold to be 0 or more, got {threshold}")
-        self.metric, self.factor, self.patience, self.mode, self.threshold = metric, factor, patience, mode, threshold
-        self.current = float(start)
+        self.metric = self.follows = metric
+        self.factor, self.patience, self.mode, self.threshold = finite("factor", factor), patience, mode, threshold
+        self.current = finite("start", start)
         self.best: float | None = None
         self.stalled = 0
         self.evaluation: float | None = None

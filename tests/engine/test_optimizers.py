@@ -55,6 +55,8 @@ class WantsLoss(torch.optim.SGD):
         ("lamb", r"lambda named: torch.optim.AdamW\("),
         ([], r"expected a torch.optim.Optimizer"),
         (lambda named: "adam", "returned a str"),
+        (lambda: torch.optim.SGD(mlp().parameters(), lr=0.1), r"is called with \(named\): too many"),
+        (lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr), r"is called with \(named\): missing .*'lr'"),
         (lambda named: torch.optim.SGD(mlp().parameters(), lr=0.1), "no parameter of the student"),
     ],
 )

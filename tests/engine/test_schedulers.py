@@ -54,6 +54,7 @@ class WithoutState:
         (lambda opt, steps: WithoutState(opt), r"has no state_dict\(\)"),
         (lambda opt, steps: "cosine", "returned a str"),
         (lambda opt, steps: rates.CosineAnnealingLR, "returned a class"),
+        (lambda opt: rates.StepLR(opt, 3), r"is called with \(optimizer, steps\): too many"),
         (rates.OneCycleLR, "number of steps for its max_lr.*total_steps=steps"),
         (rates.ExponentialLR, "number of steps for its gamma"),
         (rates.StepLR, "number of steps for its step_size"),

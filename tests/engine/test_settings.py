@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -107,14 +108,41 @@ def test_a_list_of_weights_goes_to_the_losses_in_order():
     ("options", "said"),
     [
         ({"batch": "images"}, "batch must be a function"),
-        ({"output": 3}, "output must be a function"),
+        ({"output": 3}, "output.* must be a function"),
         ({"batch_transforms": [MixUp]}, "expected instances"),
         ({"batch_transforms": "mixup"}, "expected instances"),
+        ({"student": "resnet18"}, "student must be a torch.nn.Module, got str"),
+        ({"student": mlp}, "a class or factory: call it first"),
+        ({"out": 3}, "out must be the path"),
+        ({"classes": [0, 1, -1]}, "counted from 0"),
+        ({"classes": [0.0, 1.0]}, "counted from 0"),
+        ({"classes": "share"}, "must be 'shared'"),
     ],
 )
-def test_what_cannot_be_called_is_refused(options, said):
+def test_what_is_of_another_kind_is_refused_before_training(options, said):
     with pytest.raises(kdengine.ConfigurationError, match=said):
         engine(**options)
+
+
+@pytest.mark.parametrize("resume", ["never", "Auto", "false", 1, 0])
+def test_a_resume_that_is_no_known_word_is_not_taken_for_yes(resume, tmp_path):
+    with pytest.raises(kdengine.ConfigurationError, match="resume must be 'auto', True, False or None"):
+        engine(out=tmp_path / "run").fit(kdengine.loader(items(), 8), epochs=1, resume=resume)
+
+
+def test_weights_that_are_all_zero_are_warned_of():
+    with pytest.warns(UserWarning, match="nothing is learned"):
+        engine(weights={"kd": 0.0, "ce": 0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine(weights={"kd": 0.0})
+        engine(weights={"kd": 0.0, "ce": kdengine.WarmUp(1.0)})
+
+
+def test_one_logger_needs_no_list():
+    records = []
+    engine(loggers=lambda record, step: records.append(record), log_every=1).fit(kdengine.loader(items(), 8), epochs=1)
+    assert len(records) == 4
 
 
 def test_one_batch_transform_needs_no_list():

@@ -1,0 +1,49 @@
+"""What a fit expects of its evaluations, asked before training rather than after its first epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdengine.api import ConfigurationError, Schedule
+from kdengine.api.errors import nearest, warn
+from kdengine.engine.fit import Fit
+
+
+def check_expected(fit: Fit, evaluation: Any) -> None:
+    """Refuse what no evaluation of the fit could give: a metric's teacher, what decides, what something waits for.
+
+    Args:
+        fit: as it was assembled.
+        evaluation: what the user gave to ``fit``.
+
+    Raises:
+        ConfigurationError: it is missing.
+    """
+    fit.monitor.check(evaluation, fit.lr_scheduler)
+    check_followed(fit.objective.scheduled, fit.monitor.may_give, evaluation, list(fit.metrics))
+    if evaluation is None or callable(evaluation):
+        return
+    taught = [name for name, metric in fit.metrics.items() if metric.needs_teacher]
+    if taught and fit.models.source is None:
+        raise ConfigurationError(
+            f"the metric {taught[0]!r} compares the student with a teacher, but Engine(teacher=...) was not given"
+        )
+    if not (fit.metrics or fit.settings.gradient_shares):
+        warn('fit was given an evaluation loader, but there is nothing to measure on it: Engine(metrics=["top1"])')
+
+
+def check_followed(schedules: Mapping[str, Schedule], may_give: Any, evaluation: Any, metrics: list[str]) -> None:
+    """Refuse a schedule that follows a metric which no evaluation gives: it would hold its first value for ever."""
+    for name, schedule in schedules.items():
+        if (followed := schedule.follows) is None:
+            continue
+        if evaluation is None:
+            raise ConfigurationError(
+                f"the schedule of {name} follows the metric {followed!r}, but fit was given no evaluation: "
+                "fit(loader, evaluation, ...)"
+            )
+        if not callable(evaluation) and not may_give(followed):
+            raise ConfigurationError(
+                f"the schedule of {name} follows {followed!r}, which is no metric here; {nearest(followed, metrics)}"
+            )
