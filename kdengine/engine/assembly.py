@@ -7,12 +7,12 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdengine.api import Batch, ConfigurationError, Loss, Output, TeacherSource
 from kdengine.api.errors import LossError, in_loss
 from kdengine.engine import random
 from kdengine.engine.attribution import raised_by
+from kdengine.engine.averaging import MovingAverage
 from kdengine.engine.batching import place
 from kdengine.engine.features import Capture
 from kdengine.engine.fit import Models
@@ -81,7 +81,7 @@ def make_models(
         teacher_features=teacher_features,
         heads=heads,
         align=heads.align,
-        average=None if ema is None else make_average(student, ema),
+        average=None if ema is None else MovingAverage(student, ema),
         teach=teach,
         own_inputs=own_inputs,
     )
@@ -135,13 +135,6 @@ def _check_evolution(source: TeacherSource | None, losses: Mapping[str, Loss]) -
             raise LossError(
                 "it trains the teacher, but the teacher is frozen; give a TeacherSource with evolving = True", label
             )
-
-
-def make_average(student: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the student's parameters; buffers follow the student."""
-    if not 0.0 < decay < 1.0:
-        raise ConfigurationError(f"ema is the decay of the moving average, between 0 and 1, got {decay}")
-    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 class Aligner:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from kdengine.engine import layout, rundir, shards, wrappers
 from kdengine.engine.fit import Fit
 from kdengine.engine.result import Result
@@ -29,16 +31,25 @@ def conclude(fit: Fit, *, seed: int | None, plugins: Mapping[str, str]) -> Resul
         seconds=fit.seconds,
         status="stopped" if fit.stopping else "finished",
         out=fit.out,
+        student=measured(fit),
     )
     if fit.out is not None:
         _write(fit, fit.out, result, _summary(fit, result, seed) | rundir.provenance(plugins))
     return result
 
 
+def measured(fit: Fit) -> nn.Module:
+    """The model that evaluations measure and that is exported: the moving average where there is one."""
+    student, average = fit.models.student, fit.models.average
+    if average is None:
+        return student
+    average.confirm(student)
+    return average.module
+
+
 def _write(fit: Fit, out: Path, result: Result, summary: dict[str, Any]) -> None:
     """Export the student and write the summary, each unless it is there already."""
-    student, average = fit.models.student, fit.models.average
-    trained = student if average is None else average.module
+    student, trained = fit.models.student, measured(fit)
     state = wrappers.plain_state(trained.state_dict(), trained)
     weights = {name: shards.whole(tensor) for name, tensor in state.items()}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ class Engine:
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 scales the loss).
         accumulate: micro-batches per optimizer step.
         clip: largest gradient norm over student and loss parameters.
-        ema: decay of a moving average of the student; then evaluated and exported in its place.
+        ema: decay of a moving average of the student; then evaluated and exported in its place (:attr:`averaged`).
         compile: whether the student runs under ``torch.compile``.
         classes: ``"shared"``, or for each student class the teacher's, when their class counts differ.
         nonfinite: what to do when a loss or gradient is not finite: ``raise``, ``skip`` the update, or
@@ -231,6 +231,7 @@ class Engine:
         self._running = False
         self._record = Record()
         self._foreign = ForeignSteps(self.notices)
+        self._averaged: nn.Module | None = None
         self._fit: Fit | None = None
         self._built: tuple[Models, Objective, Precision] | None = None
 
@@ -286,7 +287,7 @@ class Engine:
         resume: Resume,
     ) -> Result:
         """Assemble the fit, go back to where it stands, and train it to its end."""
-        self._fit = None
+        self._fit = self._averaged = None
         with self._lent():
             fit = self._fit = self.assemble(feed, evaluation, epochs)
             check_expected(fit, evaluation)
@@ -298,14 +299,20 @@ class Engine:
                 self._train(fit)
             return conclude(fit, seed=self.seed, plugins=self.host.versions())
 
-    def _lent(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
         """The context of whatever changes modes, devices or ``requires_grad`` of the models."""
         teacher = [] if self.source is None else self.source.modules()
-        return lent(
-            [modes.model for modes in self._modes],
-            teacher,
-            begun=lambda: self._fit is not None and self._fit.position.step > self._fit.started,
-        )
+        try:
+            with lent([modes.model for modes in self._modes], teacher, begun=self._has_begun):
+                yield
+        except BaseException:
+            if not self._has_begun():  # the teacher is as it was found: not frozen
+                self._fit = self._built = None
+            raise
+
+    def _has_begun(self) -> bool:
+        return self._fit is not None and self._fit.position.step > self._fit.started
 
     def _feed(self, loader: Iterable[Any], steps_per_epoch: int | None = None, *, sharded: bool = False) -> Feed:
         feed = Feed(
@@ -338,7 +345,7 @@ class Engine:
         strategy = make_strategy(self.settings.strategy, objective, models, precision, self.runtime, feed.example)
         for modes in self._modes:
             modes.enter()
-            modes.warn()
+            modes.warn(self.notices)
         check_last_batch(feed, models, precision, self.runtime)
         named = trainable(self.student, objective, models.learning)
         optimizer = make_optimizer(self.optimizer, named)
@@ -447,6 +454,7 @@ class Engine:
     def _train(self, fit: Fit) -> None:
         status = "failed"
         self._running = True
+        self._averaged = None if fit.models.average is None else fit.models.average.module
         try:
             with interrupts.watching(), interrupts.deferred():
                 loop.run(fit)
@@ -499,6 +507,8 @@ class Engine:
         with self._lent():
             if self._fit is None:
                 self._fit = self.assemble(self._feed_of(micro_batches))
+                average = self._fit.models.average
+                self._averaged = None if average is None else average.module
             for modes in self._modes:
                 modes.look()
                 modes.enter()
@@ -597,10 +607,18 @@ class Engine:
         assert self._built is not None
         return self._built
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float | None]:
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average of the student (``ema``) as training has left it; None before, and without ``ema``."""
+        return self._averaged
+
+    def evaluate(self, loader: Iterable[Any], *, averaged: bool = True) -> dict[str, float | None]:
         """The engine's metrics over a loader, for the student as it is now.
 
-        The loader is read once, so it may be a generator.
+        Args:
+            loader: read once, so it may be a generator.
+            averaged: whether the moving average is measured where training keeps one (``ema``), as in a fit's own
+                evaluations; False measures the student itself.
         """
         if self._built is None:
             whole = isinstance(loader, Loader)
@@ -610,6 +628,8 @@ class Engine:
             loader = loader if whole else feed.reopened()
         assert self._built is not None
         models, _, precision = self._built
+        if models.guard is not None:
+            models.guard.check()
         return measure(
             loader,
             self.metrics,
@@ -617,4 +637,5 @@ class Engine:
             precision=precision,
             runtime=self.runtime,
             to_batch=self._to_batch,
+            model=self.averaged if averaged else None,
         )

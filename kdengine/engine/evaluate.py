@@ -137,6 +137,8 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
     if fit.calls.evaluate_start is not None:
         fit.calls.evaluate_start(context)
     model = fit.models.student if fit.models.average is None else fit.models.average.module
+    if fit.models.average is not None:
+        fit.models.average.confirm(fit.models.student)
     fit.runtime.replicate_buffers(model, *fit.models.evolving)
     if callable(fit.evaluation):
         with random.preserved(), evaluation_mode(model), torch.no_grad():

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from kdengine import _interrupts as interrupts
 from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
+from kdengine.engine.averaging import MovingAverage
 from kdengine.engine.features import Capture
 from kdengine.engine.feed import Feed
 from kdengine.engine.guard import FrozenGuard
@@ -87,7 +87,7 @@ class Models:
     teacher_features: Capture | None
     heads: Heads
     align: Callable[[Batch], None] | None
-    average: AveragedModel | None
+    average: MovingAverage | None
     teach: bool
     own_inputs: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 

@@ -144,7 +144,7 @@ def _memory(tensor: Tensor) -> tuple[torch.device, int] | None:
     """Where a tensor's elements begin; None where that cannot be known."""
     try:
         pointer = local(tensor).data_ptr()
-    except RuntimeError:  # a lazy parameter, for instance
+    except (RuntimeError, ValueError):  # a lazy parameter, for instance
         return None
     return (tensor.device, pointer) if pointer else None
 

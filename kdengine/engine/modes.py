@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+
+from kdengine.engine.notices import Notices
 
 SHOWN = 3
 """Most modules that a warning names."""
@@ -60,7 +61,6 @@ class TrainingModes:
         self.model = model
         self._role = role
         self._resting: list[nn.Module] = []
-        self._said: set[str] = set()
         self.look()
 
     def look(self) -> None:
@@ -74,25 +74,20 @@ class TrainingModes:
         self.model.train()
         set_modes([(module, id(module) not in resting) for module in self.model.modules()])
 
-    def warn(self) -> None:
+    def warn(self, notices: Notices) -> None:
         """Say once what the modes and ``requires_grad`` of the model leave in doubt; after :meth:`enter`."""
         if names := frozen_but_moving(self.model):
-            self._warn(
+            notices.once(
                 f"no parameter of the {self._role}'s {_listed(names)} trains, but running statistics in there do, as "
                 f"it is in training mode: a frozen part would change. Keep it as it is by {self._role}.train() and "
                 f"then {_called(self._role, names[0])}.eval() before the fit; modules in evaluation mode stay there"
             )
         if names := trained_in_evaluation_mode(self.model):
-            self._warn(
+            notices.once(
                 f"the {self._role}'s {_listed(names)} stays in evaluation mode as it was given, though its parameters "
                 "train: dropout is off in there and running statistics stay. If that is not meant (from_pretrained "
                 f"returns models in evaluation mode), call {self._role}.train() before the fit"
             )
-
-    def _warn(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            warnings.warn(message, UserWarning, stacklevel=5)  # where fit() or train_step() is called
 
 
 def _listed(names: list[str]) -> str:

@@ -26,6 +26,8 @@ class Result:
         seconds: wall time of training and evaluation, over all resumes.
         status: ``finished``, or ``stopped`` by a callback.
         out: the run directory, or None.
+        student: the model that was measured and is exported: the moving average where ``ema`` was given, else the
+            student itself.
     """
 
     metrics: dict[str, float | None]
@@ -36,6 +38,7 @@ class Result:
     seconds: float
     status: str
     out: Path | None
+    student: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def load_best(self, model: nn.Module) -> nn.Module:
         """Give a model the weights of the student that did best, from the run directory.

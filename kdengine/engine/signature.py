@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from kdengine._untrusted import shown
 from kdengine.api import TeacherSource
@@ -55,7 +56,8 @@ def signature(fit: Fit, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shape_of(student: torch.nn.Module) -> dict[str, Any]:
-    return {"class": class_name(student), "parameters": sum(p.numel() for p in student.parameters())}
+    sizes = (parameter.numel() for parameter in student.parameters() if not is_lazy(parameter))
+    return {"class": class_name(student), "parameters": sum(sizes)}
 
 
 def _evolution(source: TeacherSource | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import torch
 from kdengine._untrusted import shown
 from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
+from kdengine.api.copies import refuse_lazy
 from kdengine.api.errors import KDEngineError
 from kdengine.engine import checkpoint, codec, random, wrappers
 from kdengine.engine.fit import Fit, Position
@@ -64,6 +65,7 @@ def _trained(fit: Fit) -> dict[str, Any]:
 
 def check_storable(fit: Fit) -> None:
     """Refuse, before training, state that no checkpoint could hold; the message names its owner and key."""
+    refuse_lazy(fit.models.student)
     try:
         codec.encode({"state": collect(fit), "meta": describe(fit)})
     except codec.UnsupportedState as error:

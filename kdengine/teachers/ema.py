@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kdengine._untrusted import shown
 from kdengine.api import Batch, ConfigurationError, TeacherSource
+from kdengine.api.copies import copied, follow_shapes
 from kdengine.api.models import call_model
 
 
@@ -65,7 +65,7 @@ class EMA(TeacherSource):
 
     def prepare(self, student: nn.Module) -> None:
         """Begin with the student's weights."""
-        self.module = copy.deepcopy(student).eval().requires_grad_(False)
+        self.module = copied(student).eval().requires_grad_(False)
         self.updates = 0
 
     def place(self, device: torch.device) -> None:
@@ -83,6 +83,7 @@ class EMA(TeacherSource):
         self.updates += 1
         decay = min(1.0 - 1.0 / (self.updates + 1), self.decay) if self.warmup else self.decay
         average = self._average
+        follow_shapes(average, student)
         _move(average.parameters(), student.parameters(), 1.0 - decay)
         _move(average.buffers(), student.buffers(), 1.0 - decay)
 
