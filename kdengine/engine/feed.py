@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -16,6 +15,7 @@ from kdengine.engine import random
 from kdengine.engine.batching import take, uncounted
 from kdengine.engine.loader import WHOLE, Loader, Share
 from kdengine.engine.loaders import check_index, known_batches, restarted
+from kdengine.engine.notices import Notices
 
 
 class Feed:
@@ -60,7 +60,8 @@ class Feed:
         self.epoch_state: dict[str, Any] | None = None
         self._peeked: tuple[Iterator[Any] | None, list[Any]] = (None, [])
         self._example: Batch | None = None
-        self._checked = self._told_short = False
+        self._checked = False
+        self._notices: Notices | None = Notices()  # until it has been used
         self.asked = steps_per_epoch is not None
         self.steps_per_epoch = self._count_steps(steps_per_epoch)
 
@@ -137,19 +138,20 @@ class Feed:
                 * "; it is an iterator, which is read once: give what begins anew at each epoch, such as a "
                 "DataLoader, a list, or an object whose __iter__ makes a new generator" * once
             )
-        told = f"the loader {name} ended after {steps} of {self.steps_per_epoch} steps in epoch {epoch + 1}"
         if self.asked:
             raise ConfigurationError(
-                f"{told}, which steps_per_epoch asks for: learning rate and schedules would end in their middle. Pass "
+                f"the loader {name} ended after {steps} of {self.steps_per_epoch} steps in epoch {epoch + 1}, which "
+                "steps_per_epoch asks for: learning rate and schedules would end in their middle. Pass "
                 f"steps_per_epoch={steps}, or a loader with more batches"
             )
-        if not self._told_short:
-            self._told_short = True
-            warnings.warn(
-                f"{told} that its length says: learning rate and schedules reckon with more steps than there are. Pass "
-                f"fit(steps_per_epoch=...) with the number of steps there are, or correct the loader's __len__",
-                stacklevel=2,
-            )
+        notices, self._notices = self._notices, None
+        if notices is None:
+            return
+        notices.once(
+            f"the loader {name} gives fewer batches than its length says (in epoch {epoch + 1} they made {steps} of "
+            f"{self.steps_per_epoch} steps): learning rate and schedules reckon with more steps than there are. Pass "
+            "fit(steps_per_epoch=...) with the number of steps there are, or correct the loader's __len__"
+        )
 
     def _window(self, stream: Iterator[Any], epoch: int) -> list[Batch]:
         """The next micro-batches of a step, as many as any process has; none at the epoch's end."""

@@ -22,13 +22,19 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     capture = models.teacher_features if features else None
     if capture is not None:
         capture.start()
-    with nullcontext() if source.evolving else torch.no_grad():
-        seen = batch if "teacher" not in models.own_inputs else batch.replace(inputs=given_to(models, "teacher", batch))
-        with told_whose("teacher"):
-            output = precision.run_model(source.forward, seen)
+    with nullcontext() if source.evolving else torch.no_grad(), told_whose("teacher"):
+        output = precision.run_model(source.forward, batch_of_teacher(models, batch))
     captured = None if capture is None else move(capture.take(), device_of(batch.inputs))
     logits = output if source.gives_logits else models.heads.find(output)
     return Output(output, logits, captured, models.teacher)
+
+
+def batch_of_teacher(models: Models, batch: Batch) -> Batch:
+    """The batch with the inputs that the teacher gets."""
+    if "teacher" not in models.own_inputs:
+        return batch
+    inputs = given_to(models, "teacher", batch)
+    return batch.replace(inputs=inputs, size=batch.size, host=None)  # a cache keeps what belongs to these inputs
 
 
 def run_pair(models: Models, precision: Precision, batch: Batch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.engine import random
+from kdengine.engine.notices import Notices
 from kdengine.engine.probe import draws_differ
 
 Key = tuple[int, int]
@@ -212,7 +212,7 @@ class Loader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._loader = self._make(persistent=workers > 0)
         self._latest: weakref.ref[Any] | None = None
-        self._told = False
+        self._notices = Notices()
 
     def _make(self, *, persistent: bool) -> DataLoader[Any]:
         return DataLoader(
@@ -249,16 +249,14 @@ class Loader:
 
     def _noted(self, item: Indexed) -> Indexed:
         """The item; a data set that cannot be seeded is named once."""
-        if item.unsteady and not self._told:
-            self._told = True
-            warnings.warn(
+        if item.unsteady:
+            self._notices.once(
                 f"two draws of one item of the data set {type(self.dataset).__name__} under one seed differ: it, or a "
                 "transform, draws from a random generator of its own, which kdengine cannot seed. So batches depend on "
                 "the number of workers, a resume is not exact, and a teacher's cache does not hold. Draw from torch, "
                 "random or numpy.random themselves, or seed the generator in __getitem__ from what kdengine has set: "
                 "rng = numpy.random.default_rng(torch.initial_seed()), or of albumentations "
-                "transform.set_random_seed(torch.initial_seed() % 2**32)",
-                stacklevel=3,
+                "transform.set_random_seed(torch.initial_seed() % 2**32)"
             )
         return item
 
