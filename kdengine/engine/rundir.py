@@ -19,6 +19,7 @@ from kdengine._locks import Busy, locked
 from kdengine._untrusted import MIB, check_own, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
+from kdengine.engine import wrappers
 from kdengine.engine.best import read_best
 from kdengine.engine.layout import BASELINE, CHECKPOINTS, LOCK, RECIPE, RECORDS, STUDENT, SUMMARY
 from kdengine.engine.student_file import read_weights
@@ -43,16 +44,19 @@ class Run:
     summary: dict[str, Any]
     records: list[dict[str, Any]]
 
-    def student(self, *, best: bool = False) -> dict[str, Tensor]:
+    def student(self, model: nn.Module | None = None, *, best: bool = False) -> dict[str, Tensor]:
         """The student's state dict, from ``student.safetensors``.
 
         Args:
+            model: one that is to load it, whose names it then has; None for those of the student as it was before
+                ``torch.compile``, DistributedDataParallel or the like were put around it.
             best: the student of the best evaluation instead, from the checkpoint that is kept of it.
 
         Raises:
             CheckpointError: the file is missing or damaged, or the checkpoint of the best is gone.
         """
-        return read_student(self.path, best=best)
+        state = read_student(self.path, best=best)
+        return state if model is None else wrappers.fitted(state, model)
 
 
 def load_run(path: str | Path) -> Run:
@@ -108,10 +112,10 @@ def read_student(path: Path, *, best: bool = False) -> dict[str, Tensor]:
     """
     summary = finished_summary(path) if best else {}
     if best and not is_last(summary.get("best"), summary.get("steps")):
-        return read_best(path, summary.get("best"))
+        return wrappers.without_marks(read_best(path, summary.get("best")))
     file = path / STUDENT
     try:
-        return read_weights(file)
+        return wrappers.without_marks(read_weights(file))
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 

@@ -79,11 +79,25 @@ def fitted(state: Mapping[str, T], module: nn.Module, path: str = "") -> dict[st
     return {known.get(_without_wrappers(name, known, start), name): value for name, value in state.items()}
 
 
+def without_marks(state: Mapping[str, T]) -> dict[str, T]:
+    """A stored state dict without what only wrappers put into names, as an earlier version wrote it.
+
+    >>> without_marks({"_orig_mod.0.weight": 1, "module.weight": 2})
+    {'0.weight': 1, 'module.weight': 2}
+    """
+    found = {_unmarked(name): value for name, value in state.items()}
+    return found if len(found) == len(state) else dict(state)
+
+
+def _unmarked(name: str) -> str:
+    for mark in _INNER:
+        name = name.replace(f"{mark}.", "")
+    return name
+
+
 def _without_wrappers(name: str, known: Mapping[str, Any], start: str) -> str:
     """A stored name as the model knows it, as far as it does."""
-    inside = name.removeprefix(start)
-    for prefix in _INNER:
-        inside = inside.replace(f"{prefix}.", "")
+    inside = _unmarked(name.removeprefix(start))
     forms = (inside, inside.removeprefix("module."), inside.replace("module.", ""))
     return next((start + form for form in forms if start + form in known), name)
 

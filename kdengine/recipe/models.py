@@ -15,6 +15,7 @@ from kdengine.engine import random
 from kdengine.engine.batching import find_logits
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.student_file import read_weights
+from kdengine.engine.wrappers import fitted
 from kdengine.recipe.binder import Bound
 from kdengine.recipe.teaching import ModelPlan
 
@@ -120,7 +121,7 @@ def load_weights(model: nn.Module, path: str | Path, role: str) -> None:
         CheckpointError: the file is missing, unreadable, or of another model.
     """
     path = Path(path)
-    state = read_state(path, role)
+    state = fitted(read_state(path, role), model)
     present = model.state_dict()
     wrong = [f"missing {name}" for name in present if name not in state]
     wrong += [f"unexpected {name}" for name in state if name not in present]
