@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kdengine.loggers.jsonl import Jsonl, append
+from kdengine.loggers.jsonl import Jsonl
 
 
 class Steps(Jsonl):
@@ -20,5 +20,5 @@ class Steps(Jsonl):
 
     def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
         """Append the record of a step; others are of no interest here."""
-        if self._file is not None and kind == "step":
-            append(self._file, {"step": step}, record)
+        if kind == "step":
+            self._append({"step": step}, record)

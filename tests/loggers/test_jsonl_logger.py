@@ -1,16 +1,22 @@
 """The jsonl logger: whole lines, exact after a resume."""
 
+import errno
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from kdengine.api import RunInfo
+from kdengine.loggers import jsonl
 from kdengine.loggers.jsonl import Jsonl
 
 
@@ -106,24 +112,95 @@ def test_resume_without_a_state_drops_records_of_later_steps_and_what_follows_a_
         assert [record["step"] for record in read(tmp_path)] == [1, 2, 3]
 
 
-def test_a_record_that_the_disk_refused_does_not_come_when_there_is_room_again(tmp_path):
+@contextmanager
+def a_full_disk(size):
+    """No file grows beyond so many bytes; what is warned of is collected."""
     resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            yield said
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("part", [0, 1, 5, 30])
+def test_a_disk_that_is_full_for_a_while_costs_no_record_and_is_said_once(tmp_path, part):
     logger = Jsonl()
     logger.start(run(tmp_path))
     write(logger, 1)
     whole = (tmp_path / "metrics.jsonl").read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 5, hard))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            write(logger, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    logger.finish("failed")
-    assert (tmp_path / "metrics.jsonl").read_bytes() == whole + b'{"kin'
-    logger.start(run(tmp_path, step=1))
+    with a_full_disk(len(whole) + part) as said:
+        write(logger, 2, 3, 4)
+    write(logger, 5)
+    with a_full_disk(len(whole) + part) as again:
+        write(logger, 6)
+    logger.finish("finished")
+    assert ["metrics.jsonl cannot be written (File too large)" in str(each.message) for each in said] == [True]
+    assert again == []
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resume_writes_what_found_no_room_before_the_checkpoint(tmp_path):
+    logger = Jsonl()
+    logger.start(run(tmp_path))
+    write(logger, 1)
+    with a_full_disk((tmp_path / "metrics.jsonl").stat().st_size + 3):
+        write(logger, 2, 3)
+        state = json.loads(json.dumps(logger.state_dict()))
+        write(logger, 4)
+    again = Jsonl()
+    again.load_state_dict(state)
+    again.start(run(tmp_path, step=3))
+    write(again, 4)
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_rollback_forgets_what_found_no_room_after_the_checkpoint(tmp_path):
+    logger = Jsonl()
+    logger.start(run(tmp_path))
+    write(logger, 1)
+    state = logger.state_dict()
+    with a_full_disk((tmp_path / "metrics.jsonl").stat().st_size):
+        write(logger, 2)
+    logger.load_state_dict(state)
+    write(logger, 3)
+    assert [record["step"] for record in read(tmp_path)] == [1, 3]
+
+
+def test_records_that_find_no_room_to_the_end_are_counted(tmp_path):
+    logger = Jsonl()
+    logger.start(run(tmp_path))
+    write(logger, 1)
+    with a_full_disk((tmp_path / "metrics.jsonl").stat().st_size):
+        write(logger, 2, 3)
+        with pytest.raises(OSError, match="2 records found no room") as lost:
+            logger.finish("finished")
+    assert lost.value.filename == str(tmp_path / "metrics.jsonl")
+
+
+def test_a_disk_that_has_no_room_for_the_file_when_the_fit_starts_gets_it_later(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    logger = Jsonl()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.warns(UserWarning, match="No space left"):
+            logger.start(run(tmp_path))
+        write(logger, 1)
     write(logger, 2)
     assert [record["step"] for record in read(tmp_path)] == [1, 2]
+
+
+def test_more_than_memory_should_hold_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MOST_UNWRITTEN", 60)
+    logger = Jsonl()
+    logger.start(run(tmp_path))
+    with a_full_disk(0), pytest.raises(OSError, match="too large"):
+        write(logger, 1, 2, 3)
 
 
 def test_resume_survives_a_file_that_is_shorter_than_the_checkpoint_says(tmp_path):
@@ -157,6 +234,7 @@ def test_a_killed_process_leaves_every_record(tmp_path):
     code = """
 import os, pathlib, signal, sys
 from kdengine.api import RunInfo
+from kdengine.loggers import jsonl
 from kdengine.loggers.jsonl import Jsonl
 logger = Jsonl()
 logger.start(RunInfo("student", pathlib.Path(sys.argv[1]), 100, 10))

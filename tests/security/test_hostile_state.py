@@ -278,7 +278,7 @@ def test_folders_that_are_no_seeds_are_left_out(kd, run):
     (run / "student.safetensors").rename(run / "seed-x" / "student.safetensors")
     code, _, err = kd("evaluate", run)
     assert code == 2
-    assert "not finished" in err
+    assert "holds no student.safetensors" in err
 
 
 def test_a_cached_teacher_whose_summary_lacks_its_time_is_told(kd, place, tmp_path, monkeypatch):
