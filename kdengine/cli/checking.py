@@ -47,7 +47,8 @@ def check(package: str, settings: Iterable[str], features: str | None, *, proces
     failed = [report for report in found if report.outcome == "failed"]
     if as_json:
         facts = [report.facts() for report in found]
-        tables.show_json({"plugin": package, "held": not failed, "components": facts})
+        untried = [report.component.qualified for report in found if report.outcome == "signature only"]
+        tables.show_json({"plugin": package, "held": not failed, "untried": untried, "components": facts})
     else:
         typer.echo(summary(package, found, failed))
     if failed:
@@ -101,9 +102,22 @@ def text_of(report: Report) -> str:
 
 
 def summary(package: str, found: list[Report], failed: list[Report]) -> str:
-    """The last line: how many components there are, and which do not hold."""
+    """The last lines: how many components held, which failed, and which were not tried at all."""
     if not found:
         return f"{package} offers no component"
-    names = ", ".join(f"{report.component.kind} {report.component.name}" for report in failed)
+    untried = [report for report in found if report.outcome == "signature only"]
+    held = len(found) - len(failed) - len(untried)
     count = f"{len(found)} component{'s' if len(found) != 1 else ''}"
-    return f"{package}: {count}, {f'of which {len(failed)} failed: {names}' if failed else 'all hold'}"
+    parts = [f"{held} held"] if held else []
+    parts += [f"{len(failed)} failed: {named(failed)}"] if failed else []
+    parts += [f"{len(untried)} looked at by signature alone: {named(untried)}"] if untried else []
+    told = "all hold" if held == len(found) else f"of which {'; '.join(parts)}"
+    lines = [f"{package}: {count}, {told}"]
+    if any(report.message for report in untried):
+        lines.append("--set NAME.ARGUMENT=VALUE gives a component what it needs to be made and tried")
+    return "\n".join(lines)
+
+
+def named(reports: list[Report]) -> str:
+    """The components of reports, in a row."""
+    return ", ".join(f"{report.component.kind} {report.component.name}" for report in reports)

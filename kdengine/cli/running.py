@@ -205,7 +205,7 @@ def report_path(folder: Path) -> Path:
         return folder
     from kdengine.cli.report import write_report
 
-    return write_report([folder], folder / "report.html")
+    return write_report([folder], folder / "report.html", planning.warn)
 
 
 def check(

@@ -135,7 +135,7 @@ def report(
     from kdengine.cli.report import write_report
 
     default = runs[0] / layout.REPORT if len(runs) == 1 else Path(layout.REPORT)
-    typer.echo(write_report(runs, out or default))
+    typer.echo(write_report(runs, out or default, planning.warn))
 
 
 def export(

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,39 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
+    """Every line of a JSON lines file with its number; None for one that is no record.
+
+    Only the end of a last line that a kill has torn is left out, as nothing was lost there that had been written.
+
+    Raises:
+        CheckpointError: it is no regular file, or larger than `RECORDS_LIMIT`.
+    """
+    try:
+        with opened(path, RECORDS_LIMIT) as file:
+            return [(number, record if _is_object(record) else None) for number, record in _numbered(file)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _numbered(file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(iter(lambda: _next_line(file), b""), start=1):
+        record = _record(line)
+        if record is None and not line.endswith(b"\n"):  # torn
+            return
+        yield number, record
+
+
+def _next_line(file: BinaryIO) -> bytes:
+    """The next line; of one that is longer than any record its end alone, which is no record."""
+    line = file.readline(RECORD_LIMIT)
+    while len(line) == RECORD_LIMIT and not line.endswith(b"\n"):
+        line = file.readline(RECORD_LIMIT)
+    return line
 
 
 def _record(line: bytes) -> Any:

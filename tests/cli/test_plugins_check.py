@@ -56,7 +56,10 @@ def test_a_good_plugin_shows_its_certificates_and_a_line_for_the_rest(kd, plugin
     assert "of 1e-05 allowed" in out
     assert "losses hint: signature only (student, teacher must be given)" in out
     assert "schedules line: signature only (start, end must be given)" in out
-    assert out.splitlines()[-1] == "mine.py: 3 components, all hold"
+    last, advice = out.splitlines()[-2:]
+    untried = "2 looked at by signature alone: losses hint, schedules line"
+    assert last == f"mine.py: 3 components, of which 1 held; {untried}"
+    assert advice.startswith("--set NAME.ARGUMENT=VALUE")
 
 
 def test_arguments_and_shapes_of_features_can_be_given(kd, plugin):
@@ -67,6 +70,18 @@ def test_arguments_and_shapes_of_features_can_be_given(kd, plugin):
     assert code == 0
     assert "Certificate of Hint(student='a', teacher='b', projector='conv1x1')" in out
     assert "schedules line: checked" in out
+    assert out.splitlines()[-1] == "mine.py: 3 components, all hold"
+
+
+def test_what_was_only_looked_at_is_not_counted_as_held(kd, plugin):
+    models = "@kdengine.hookimpl\ndef kdengine_models():\n    return {'net': net}\n"
+    head = "import kdengine\nkdengine_hook_version = 1\n"
+    plugin(f"{head}def net(classes):\n    'A model of so many classes.'\n{models}")
+    code, out, _ = kd("plugins", "check", "mine.py")
+    assert code == 0
+    assert out.splitlines()[-1] == "mine.py: 1 component, of which 1 looked at by signature alone: models net"
+    facts = json.loads(kd("plugins", "check", "mine.py", "--json")[1])
+    assert (facts["held"], facts["untried"]) == (True, ["mine:net"])
 
 
 def test_a_wrong_plugin_is_reported_as_json_with_exit_code_1(kd, plugin):
@@ -89,7 +104,8 @@ def test_the_last_line_names_what_failed(kd, plugin):
     code, out, _ = kd("plugins", "check", "mine.py")
     assert code == 1
     assert "losses distance: failed (mine:distance: its docstring does not say what temperature means)" in out
-    assert out.splitlines()[-1] == "mine.py: 3 components, of which 1 failed: losses distance"
+    told = "1 failed: losses distance; 2 looked at by signature alone: losses hint, schedules line"
+    assert out.splitlines()[-2] == f"mine.py: 3 components, of which {told}"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from kdengine.cli.report import formats, theme
-from kdengine.cli.report.plot import Formatter, Level, Line, Plot, Shape, draw, spans_decades
+from kdengine.cli.report.plot import Formatter, Level, Line, Plot, Shape, draw, shortened, spans_decades
 from kdengine.cli.report.reading import Report
 from kdengine.cli.report.records import Curve, curve, mean_shares
 
@@ -205,7 +205,7 @@ def _whole_percent(number: float) -> str:
 
 
 def _short(label: str, most: int = 14) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+    return shortened(label, most)
 
 
 def _shortened(line: Line) -> Line:

@@ -8,6 +8,7 @@ from kdengine.cli.report.values import Value
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
+_LONG = 1e12
 TIMES = "\N{MULTIPLICATION SIGN}"
 _PARTS_OF_ONE = re.compile(r"top-?\d+|acc(uracy)?|agreement|calibration_error|ece|error_rate", re.IGNORECASE)
 _LOWER_IS_BETTER = re.compile(
@@ -94,14 +95,14 @@ def whole_percent(number: float) -> str:
 
 
 def plain(number: float) -> str:
-    """Four significant digits, thousands apart.
+    """Four significant digits, thousands apart; what would be longer than a cell is written with its power of ten.
 
     >>> plain(0.51239), plain(3e-05)
     ('0.5124', '3e-05')
     """
     if number == 0:
         return "0"
-    if abs(number) >= 1000:
+    if _LONG > abs(number) >= 1000:
         return count(round(number))
     return f"{number:.4g}".replace("-", MINUS, 1) if number < 0 else f"{number:.4g}"
 
@@ -157,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def _signed(number: float, digits: int) -> str:
-    text = f"{number:.{digits}f}"
+    text = f"{number:.{digits}f}" if abs(number) < _LONG else f"{number:.3g}"
     if not text.startswith("-"):
         return text
     return text[1:] if float(text) == 0 else MINUS + text[1:]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdengine._untrusted import MIB, check_regular, read_json
+from kdengine.cli.report.damage import text
 from kdengine.cli.report.formats import percent
 from kdengine.cli.report.values import integer, number
 from kdengine.engine.layout import DISAGREEMENT_IMAGES, DISAGREEMENTS
@@ -57,7 +58,7 @@ def read_samples(folder: Path) -> list[Sample]:
     if not isinstance(table, Mapping) or not isinstance(table.get("items"), list):
         return []
     classes = table.get("classes")
-    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    names = [text(str(name)) for name in classes] if isinstance(classes, list) else []
     pairs = zip(table["items"][:_MOST], images, strict=False)
     return [sample for item, image in pairs if (sample := _sample(item, image, names)) is not None]
 
@@ -97,6 +98,7 @@ def _sample(item: Any, image_CHW: Any, names: list[str]) -> Sample | None:  # no
 
 def _opinion(said: int, confidence: Any, label: int | None, names: list[str]) -> Opinion:
     sure = number(confidence)
+    sure = sure if sure is not None and 0.0 <= sure <= 1.0 else None
     return Opinion(
         _name(names, said), "" if sure is None else percent(sure, 0), None if label is None else said == label
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ from kdengine.cli.report.images import Sample, read_samples
 from kdengine.cli.report.reading import Report, read_run
 from kdengine.cli.report.recipe import differences, highlighted
 from kdengine.engine.layout import REPORT
+from kdengine.host.host import warn_user
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
-def write_report(runs: Sequence[Path], target: Path) -> Path:
+def write_report(runs: Sequence[Path], target: Path, warn: Callable[[str], None] = warn_user) -> Path:
     """Write one HTML file about a run, or about several runs beside each other.
 
     Args:
         runs: run directories, with seeds or without.
         target: the file, or a directory to put ``report.html`` into. Missing directories are made.
+        warn: takes a line about each damaged value, which the report leaves out and names.
 
     Returns:
         The file.
@@ -39,6 +41,8 @@ def write_report(runs: Sequence[Path], target: Path) -> Path:
     if not runs:
         raise ConfigurationError("expected at least one run directory to report on, got none")
     reports = [read_run(Path(run)) for run in runs]
+    for line in (line for report in reports for line in report.damage.lines()):
+        warn(f"left out of the report, because it is damaged: {line}")
     page = _run_page(reports[0]) if len(reports) == 1 else _comparison_page(reports)
     target = target / REPORT if target.is_dir() else target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +80,7 @@ def _run_page(run: Report) -> str:
         recipe=highlighted(run.recipe),
         command=_command(run),
         versions=tables.versions(run),
+        damage=run.damage.lines(),
     )
 
 
@@ -90,6 +95,7 @@ def _comparison_page(runs: Sequence[Report]) -> str:
         differences=differences([run.settings for run in runs]),
         summaries=[(label, run, headline(run, "examples")) for label, run in zip(labels, runs, strict=True)],
         versions=[f"kdengine {__version__}"],
+        damage=[line for run in runs for line in run.damage.lines()],
     )
 
 

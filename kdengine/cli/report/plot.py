@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kdengine.cli.report import formats, svg, theme
@@ -117,6 +117,7 @@ def draw(plot: Plot, shape: Shape, name: str, description: str) -> str:
         "path.simplify": True,
         "axes.unicode_minus": True,
     }
+    plot = _with_short_labels(plot, int((shape.width / 3 - 14.0) / _LETTER))
     longest = max(
         len(label) for label in [*(line.label for line in plot.lines), *(level.label for level in plot.levels)]
     )
@@ -134,6 +135,21 @@ def draw(plot: Plot, shape: Shape, name: str, description: str) -> str:
             warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has the fonts, not matplotlib
             figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     return svg.inline(written.getvalue(), name, description)
+
+
+def _with_short_labels(plot: Plot, most: int) -> Plot:
+    """The plot with names that leave the curves two thirds of the width."""
+    lines = [replace(line, label=shortened(line.label, most)) for line in plot.lines]
+    return replace(plot, lines=lines, levels=[replace(at, label=shortened(at.label, most)) for at in plot.levels])
+
+
+def shortened(label: str, most: int) -> str:
+    """A label of at most so many letters.
+
+    >>> shortened("kd.temperature", 6)
+    'kd.te…'
+    """
+    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def _draw_lines(axes: Axes, plot: Plot) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from kdengine._untrusted import TOML_LIMIT, parse_toml, read_bytes
 from kdengine.api import CheckpointError
+from kdengine.cli.report.damage import LARGEST_COUNT, Damage, cleaned, counted, text
 from kdengine.cli.report.formats import looks_lower_better
 from kdengine.cli.report.records import Keys, Record, classify, curve
 from kdengine.cli.report.values import Value, integer, number, pooled, value, values
 from kdengine.engine.layout import BASELINE, RECIPE, RECORDS, SUMMARY
-from kdengine.engine.rundir import finished_summary, read_records, read_summary
+from kdengine.engine.rundir import finished_summary, read_lines, read_summary
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Report:
         baseline_records: the same for the student alone; empty lists where there are none.
         recipe: the resolved recipe's text; may be empty.
         facts: the summary's plain facts: steps, epochs, device, versions.
+        damage: what of the run's files cannot be shown.
     """
 
     path: Path
@@ -104,6 +106,7 @@ class Report:
     recipe: str
     settings: dict[str, Any]
     facts: dict[str, Any]
+    damage: Damage
 
     @property
     def seed_folders(self) -> list[Path]:
@@ -117,37 +120,39 @@ def read_run(path: Path) -> Report:
     Raises:
         CheckpointError: it holds no summary, or a damaged one.
     """
-    summary = finished_summary(path)
+    damage = Damage()
+    summary = _cleaned_summary(path, finished_summary(path), damage)
     folders = seed_folders(path)
-    student = _model(summary.get("student")) or Model("", {}, None, None, False)
-    baseline = _model(summary.get("baseline"))
+    seeds = [summary if folder == path else _summary(folder, damage) for folder in folders]
+    student = _model(summary, "student", damage) or Model("", {}, None, None, False)
+    baseline = _model(summary, "baseline", damage)
     recipe, settings = _recipe([path, *folders])
-    student_records: list[list[Record]] = [list(read_records(folder / RECORDS)) for folder in folders]
-    baseline_records: list[list[Record]] = [list(read_records(folder / BASELINE / RECORDS)) for folder in folders]
+    student_records = [_records(folder, damage) for folder in folders]
+    baseline_records = [_records(folder / BASELINE, damage) for folder in folders]
     monitor = _monitor(summary, student)
-    best = _best(summary.get("best"))
     return Report(
         path=path,
-        name=_text(summary.get("name")) or path.resolve().name,
+        name=_text(summary.get("name")) or text(path.resolve().name),
         description=_text(summary.get("description")),
         finished=datetime.fromtimestamp((path / SUMMARY).stat().st_mtime, UTC),
         stopped=summary.get("status") not in (None, "finished"),
-        teacher=_model(summary.get("teacher")),
+        teacher=_model(summary, "teacher", damage),
         baseline=baseline,
         student=student,
-        best=best,
-        data=_data(summary.get("data")),
+        best=_best(summary.get("best")),
+        data=_data(summary.get("data"), damage),
         monitor=monitor,
-        lower_is_better=_lower_is_better(monitor, folders, student_records),
+        lower_is_better=_lower_is_better(monitor, seeds, student_records),
         pooled_sd=_pooled_sd(summary, monitor, student, baseline),
         seeds=_seeds(summary),
-        seed_results=list(_seed_results(folders, monitor)) if folders != [path] else [],
+        seed_results=list(_seed_results(folders, seeds, monitor)) if folders != [path] else [],
         student_records=student_records,
         baseline_records=baseline_records,
         keys=classify([record for records in student_records for record in records], _loss_arguments(settings)),
         recipe=recipe,
         settings=settings,
-        facts=dict(summary),
+        facts={**summary, **{key: counted(summary, key, damage, SUMMARY) for key in ("epochs", "steps")}},
+        damage=damage,
     )
 
 
@@ -157,26 +162,65 @@ def seed_folders(path: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (len(folder.name), folder.name)) or [path]
 
 
-def _model(raw: Any) -> Model | None:
+def _summary(folder: Path, damage: Damage) -> dict[str, Any]:
+    return _cleaned_summary(folder, read_summary(folder) or {}, damage)
+
+
+def _cleaned_summary(folder: Path, summary: Mapping[str, Any], damage: Damage) -> dict[str, Any]:
+    found: dict[str, Any] = cleaned(summary, damage, str(folder / SUMMARY))
+    return found
+
+
+def _records(folder: Path, damage: Damage) -> list[Record]:
+    """The records of a fit that have a place in training, each without what cannot be shown."""
+    file, found = folder / RECORDS, list[Record]()
+    for line, raw in read_lines(file):
+        if raw is None:
+            damage.note(str(file), f"line {line} is no record")
+            continue
+        place = f"{file}: line {line}"
+        if "step" not in raw:
+            damage.note(place, "it has no step")
+        record = cleaned(raw, damage, place)
+        if counted(record, "step", damage, place) is not None:
+            found.append(record)
+    return found
+
+
+def _model(summary: Mapping[str, Any], role: str, damage: Damage) -> Model | None:
+    raw = summary.get(role)
     if not isinstance(raw, Mapping):
         return None
     return Model(
         name=_text(raw.get("name")),
         metrics=values(raw.get("metrics")),
-        parameters=integer(raw.get("parameters")),
-        seconds=value(raw.get("seconds")),
+        parameters=counted(raw, "parameters", damage, f"{SUMMARY}: {role}"),
+        seconds=_duration(raw.get("seconds"), damage, f"{SUMMARY}: {role}"),
         cached=raw.get("cached") is True,
     )
 
 
-def _data(raw: Any) -> Data:
+def _duration(raw: Any, damage: Damage, place: str) -> Value | None:
+    read = value(raw)
+    if read is not None and not 0.0 <= read.mean <= LARGEST_COUNT:
+        damage.note(place, f"seconds = {read.mean:g}")
+        return None
+    return read
+
+
+def _data(raw: Any, damage: Damage) -> Data:
     table = raw if isinstance(raw, Mapping) else {}
+    place = f"{SUMMARY}: data"
+    share = number(table.get("labelled"))
+    if share is not None and not 0.0 <= share <= 1.0:
+        damage.note(place, f"labelled = {share:g}")
+        share = None
     return Data(
         name=_text(table.get("name")),
-        train=integer(table.get("train_items")),
-        labelled=integer(table.get("labelled_items")),
-        labelled_share=number(table.get("labelled")),
-        test=integer(table.get("test_items")),
+        train=counted(table, "train_items", damage, place),
+        labelled=counted(table, "labelled_items", damage, place),
+        labelled_share=share,
+        test=counted(table, "test_items", damage, place),
     )
 
 
@@ -197,12 +241,14 @@ def _monitor(summary: Mapping[str, Any], student: Model) -> str | None:
     return next(iter(student.metrics), None)
 
 
-def _lower_is_better(monitor: str | None, folders: Sequence[Path], seeds: Sequence[Sequence[Record]]) -> bool:
+def _lower_is_better(
+    monitor: str | None, summaries: Sequence[Mapping[str, Any]], seeds: Sequence[Sequence[Record]]
+) -> bool:
     """What the runs took for their best tells the direction; where they do not say, the metric's name does."""
     if monitor is None:
         return False
-    for folder, records in zip(folders, seeds, strict=True):
-        best = _best((read_summary(folder) or {}).get("best"))
+    for summary, records in zip(summaries, seeds, strict=True):
+        best = _best(summary.get("best"))
         line = curve([records], "evaluate", monitor)
         if best is None or best.metric != monitor or line is None or not line.varies:
             continue
@@ -229,17 +275,17 @@ def _seeds(summary: Mapping[str, Any]) -> list[str]:
     return [] if seed is None else [str(seed)]
 
 
-def _seed_results(folders: Sequence[Path], monitor: str | None) -> Iterator[SeedResult]:
+def _seed_results(
+    folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]], monitor: str | None
+) -> Iterator[SeedResult]:
     if monitor is None:
         return
-    for folder in folders:
-        summary = read_summary(folder)
-        if summary is None:
-            continue
-        models = [_model(summary.get(role)) for role in ("baseline", "student")]
-        alone, distilled = (model.metrics.get(monitor) if model else None for model in models)
+    for folder, summary in zip(folders, summaries, strict=True):
+        models = [summary.get(role) for role in ("baseline", "student")]
+        tables = [model.get("metrics") if isinstance(model, Mapping) else None for model in models]
+        alone, distilled = (values(table).get(monitor) for table in tables)
         if distilled is not None:
-            yield SeedResult(folder.name.removeprefix("seed-"), alone.mean if alone else None, distilled.mean)
+            yield SeedResult(text(folder.name).removeprefix("seed-"), alone.mean if alone else None, distilled.mean)
 
 
 def _recipe(folders: Sequence[Path]) -> tuple[str, dict[str, Any]]:
