@@ -71,9 +71,13 @@ def _without_graphs(module: nn.Module) -> Iterator[None]:
 
 
 def follow_shapes(copy: nn.Module, module: nn.Module) -> None:
-    """Take over buffers that have got another shape since a module was copied, as observers of a quantization do."""
+    """Take over buffers that a module has made, or that have got another shape, since it was copied.
+
+    Observers of a quantization do so, and modules that make a cache in their first forward pass.
+    """
     for own, given in zip(copy.modules(), module.modules(), strict=False):
         for name, buffer in given._buffers.items():
             present = own._buffers.get(name)
             if buffer is not None and (present is None or present.shape != buffer.shape):
                 own._buffers[name] = buffer.detach().clone()
+        own._non_persistent_buffers_set |= given._non_persistent_buffers_set

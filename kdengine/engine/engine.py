@@ -34,6 +34,7 @@ from kdengine.engine.assembly import (
     set_up_losses,
     trainable,
 )
+from kdengine.engine.buffers import BufferSnapshot, HiddenBuffers
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
 from kdengine.engine.evaluate import check_evaluation, measure
@@ -373,6 +374,7 @@ class Engine:
             rank=self.runtime.processes.rank,
             world=self.runtime.processes.world,
         )
+        ledger = Ledger(self.runtime)
         fit = Fit(
             settings=self.settings,
             models=models,
@@ -401,11 +403,13 @@ class Engine:
             out=self.out,
             context=context,
             step_context=StepContext(context),
-            ledger=Ledger(self.runtime),
+            ledger=ledger,
             interval=Means(objective.names),
             epoch_means=Means(objective.names),
             to_batch=self._to_batch,
             found=Flag(self.runtime.device),
+            buffers=BufferSnapshot([*models.moving, *objective.forgetful], steps=2 if ledger.late else 1),
+            hidden=HiddenBuffers(nn.ModuleList([*models.moving, objective.modules, *models.averaged])),
         )
         fit.signature = self._record.begin(signature(fit, options))
         return fit

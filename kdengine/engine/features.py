@@ -14,6 +14,7 @@ from kdengine.api.batch import describe, first_tensor
 from kdengine.api.errors import ConfigurationError, LossError, in_loss
 from kdengine.api.features import INPUT, expand
 from kdengine.engine.compiled import guard_hooks
+from kdengine.engine.gradient_checks import warn_of_constant_features
 from kdengine.engine.wrappers import unwrapped
 
 
@@ -25,8 +26,10 @@ class Capture:
 
     What is captured of a module is the first tensor of what it returns, looked for inside tuples, lists and mappings;
     with ``:input`` behind the path, the first tensor among its positional, then its keyword arguments. A module that
-    runs several times in a forward gives what it gave last. A tensor that a later module changes in place (a ReLU,
-    usually) is captured as it was.
+    runs several times in a forward gives what it gave last. Features are copies: a later module may change the tensor
+    in place (a ReLU, usually). Every forward copies, whether or not a change was ever seen: a copy is a node of the
+    graph, which decides the order in which autograd adds the gradients of a feature with several readers, and that
+    order may not depend on how long the process has lived.
 
     Args:
         module: the model; wrappers around it (``torch.compile``, DistributedDataParallel) are not part of paths.
@@ -57,9 +60,9 @@ class Capture:
         self._handles: list[RemovableHandle] = []
         self._depth = 0
         self._wanted = False
+        self._differentiable = False
         self._seen: dict[str, Tensor] = {}
-        self._versions: dict[str, tuple[Tensor, int]] = {}
-        self._kept: dict[bool, set[str]] = {True: set(), False: set()}
+        self._looked = False
 
     def attach(self) -> None:
         """Set the hooks; may be nested."""
@@ -93,7 +96,7 @@ class Capture:
     def start(self) -> None:
         """The features of the forward that follows are wanted."""
         self._forget()
-        self._wanted = True
+        self._wanted, self._differentiable = True, torch.is_grad_enabled()
 
     def take(self) -> dict[str, Tensor]:
         """What the forward gave, by path, in the order of the model's modules.
@@ -101,7 +104,7 @@ class Capture:
         Raises:
             LossError: a declared feature did not arrive, for instance because its module never ran.
         """
-        seen, versions = self._seen, self._versions
+        seen, differentiable = self._seen, self._differentiable
         self._forget()
         for path in self.paths:
             if path not in seen:
@@ -112,12 +115,15 @@ class Capture:
                     "torch._dynamo.config.skip_nnmodule_hook_guards = False before its first run (compile=True sees "
                     "to it)",
                 )
-        self._learn(versions)
-        return {path: seen[path] for path in self.paths}
+        features = {path: seen[path] for path in self.paths}
+        if differentiable and self.role == "student" and not self._looked:
+            self._looked = True
+            warn_of_constant_features(features)
+        return features
 
     def _forget(self) -> None:
         self._wanted = False
-        self._seen, self._versions = {}, {}
+        self._seen = {}
 
     def _hook(self, path: str) -> Callable[..., None]:
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -139,7 +145,7 @@ class Capture:
             if not (self._wanted and torch.is_grad_enabled()):
                 return None
             found = {path: self._seen[path] for path in inside if path in self._seen}
-            return Carried(output, {path: x if x._base is None else x.clone() for path, x in found.items()})
+            return Carried(output, found)
 
         def unload(_module: nn.Module, _args: Any, output: Any) -> Any:
             if not isinstance(output, Carried):
@@ -150,31 +156,21 @@ class Capture:
         return carry, unload
 
     def _keep(self, path: str, given: Any) -> None:
-        """Keep a feature; a copy unless it is known that nothing changes it in place."""
+        """Keep a copy of a feature."""
         if not self._wanted:
             return
         value = first_tensor(given)
         if value is None:
             raise self._error(path, f"expected a tensor from {path!r}, got {describe(given)}")
-        if torch.compiler.is_compiling():
-            self._seen[path] = value.clone()
-            return
-        self._seen[path] = value if path in self._kept[self.module.training] else value.clone()
-        if not value.is_inference():
-            self._versions[path] = (value, value._version)
-
-    def _learn(self, versions: Mapping[str, tuple[Tensor, int]]) -> None:
-        """What stayed as it was needs no copy from the next forward on."""
-        kept = self._kept[self.module.training]
-        for path, (value, version) in versions.items():
-            if value._version == version:
-                kept.add(path)
-            elif path in kept:
-                raise self._error(
-                    path,
-                    f"the feature {path!r} was changed in place after it was captured, which no forward before did; "
-                    "let the module behind it make a new tensor (inplace=False)",
-                )
+        if self._differentiable and self.role == "student" and not torch.is_grad_enabled():
+            raise self._error(
+                path,
+                f"the feature {path!r} was computed with gradients switched off, so a loss on it would train nothing "
+                "before it: its module runs either inside torch.no_grad(), or inside torch.utils.checkpoint, which "
+                "needs use_reentrant=False here (model.gradient_checkpointing_enable(gradient_checkpointing_kwargs="
+                "{'use_reentrant': False}) in transformers); or name a module outside of it",
+            )
+        self._seen[path] = value.clone()
 
     def _error(self, path: str, reason: str) -> LossError:
         return LossError(reason, self._askers[path], self.role)

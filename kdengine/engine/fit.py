@@ -13,6 +13,7 @@ from torch import nn
 from kdengine import _interrupts as interrupts
 from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
 from kdengine.engine.averaging import MovingAverage
+from kdengine.engine.buffers import BufferSnapshot, HiddenBuffers
 from kdengine.engine.features import Capture
 from kdengine.engine.feed import Feed
 from kdengine.engine.guard import FrozenGuard
@@ -107,6 +108,11 @@ class Models:
         return [] if self.evolving_source is None or not self.evolving_source.learns else self.evolving
 
     @property
+    def averaged(self) -> list[nn.Module]:
+        """The moving average of the student, where there is one."""
+        return [] if self.average is None else [self.average.module]
+
+    @property
     def moving(self) -> list[nn.Module]:
         """Every module that changes in a fit: those that must not where nothing is trained."""
         return [self.student, *self.evolving]
@@ -148,6 +154,8 @@ class Fit:
     epoch_means: Means
     to_batch: Callable[[Any], Batch]
     found: Flag
+    buffers: BufferSnapshot
+    hidden: HiddenBuffers
     signature: dict[str, Any] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
     started: int = 0
@@ -163,6 +171,7 @@ class Fit:
     saving: bool = False
     signal: int = 0
     checked: bool = False
+    differentiated: bool = False
 
     def progress(self) -> Progress:
         """What schedules are a function of."""

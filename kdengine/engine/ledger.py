@@ -21,12 +21,14 @@ class StepReport(NamedTuple):
         loss: the objective: the sum of the weighted terms.
         terms: each term's unweighted mean; NaN for a term of weight zero.
         overflow: whether a gradient was not finite.
+        scale: the loss scale of the step.
     """
 
     step: int
     loss: float
     terms: list[float]
     overflow: bool = False
+    scale: float = 1.0
 
 
 class Flag:
@@ -75,7 +77,7 @@ class Ledger:
         Args:
             step: the step that ends.
             scale: the loss scale that its shares carry.
-            found: raised when a gradient was not finite.
+            found: raised when a gradient was not finite; on an accelerator it is raised here for a loss, too.
         """
         shares, self._shares = self._shares, []
         if not self.late:
@@ -86,6 +88,7 @@ class Ledger:
         previous = self.flush()
         scale = torch.as_tensor(scale, device=self.device)
         summed = self.runtime.sum_values(torch.stack([share.float() for share in shares]))
+        found.tensor.add_(summed.isfinite().all().logical_not())  # a loss may be infinite where no gradient is
         values = torch.cat([summed, torch.stack([scale, found.tensor])])
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
@@ -109,7 +112,7 @@ def _report(step: int, weights: Sequence[float], shares: list[float], scale: flo
     for share, weight in zip(shares, weights, strict=True):
         loss += share / scale
         terms.append(share / scale / weight if weight else math.nan)
-    return StepReport(step, loss, terms, overflow)
+    return StepReport(step, loss, terms, overflow, scale)
 
 
 class Means:

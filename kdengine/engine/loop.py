@@ -41,6 +41,7 @@ from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import run_student, run_teacher
+from kdengine.engine.gradient_checks import warn_of_untrained
 from kdengine.engine.guard import refusing_student
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.naming import joined
@@ -105,9 +106,13 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     if calls.step_start is not None and fit.skips(calls.step_start(context)):
         fit.skipped += 1
         return finish_step(fit, None)
+    fit.buffers.take(fit.position.step)
     scale = fit.precision.scale
     fit.unread[fit.position.step] = Unread(window, learning_rate(fit))
     gather_gradients(fit, window, scale)
+    if not fit.differentiated:
+        fit.differentiated = True
+        warn_of_untrained(fit.models.student)
     if calls.backward_end is not None:
         calls.backward_end(context)
     report = finish_step(fit, update(fit, scale))
@@ -335,7 +340,7 @@ def evaluate_and_log(fit: Fit) -> dict[str, float | None]:
     """Evaluate, sample the terms' gradient shares, log both, and tell a scheduler that waits for a metric."""
     values = evaluate(fit)
     record: dict[str, float | None] = {"epoch": fit.position.epoch + 1, **values}
-    if fit.settings.gradient_shares and fit.sample is not None and not fit.strategy.shards:
+    if fit.settings.gradient_shares and not fit.strategy.shards and fit.sample is not None:
         shares = gradient_shares(fit, place(fit.sample, fit.runtime.device))
         record.update({f"gradient_share.{name}": share for name, share in shares.items()})
     fit.loggers.log(record, step=fit.position.step, kind="evaluate")

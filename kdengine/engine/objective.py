@@ -99,17 +99,27 @@ class Objective:
         inner = {f"{label}.{name}": s for label, loss in self._items for name, s in loss.schedules.items()}
         return {**self.schedules, **inner}
 
+    @property
+    def forgetful(self) -> list[Loss]:
+        """The losses without a memory: what they write, they write in a forward pass."""
+        return [loss for label, loss in self._items if label not in self.remembering]
+
     def _term_weights(self) -> list[float]:
         return [self.weights[label] for label, _ in self.terms]
 
     def advance(self, progress: Progress) -> None:
         """Set every scheduled scalar to its value for the step that is about to run."""
-        for name, schedule in self.schedules.items():
-            self.weights[name.removeprefix("weights.")] = schedule.value(progress)
+        self.set_scalars({name: schedule.value(progress) for name, schedule in self.scheduled.items()})
+
+    def set_scalars(self, values: Mapping[str, float]) -> None:
+        """Set scheduled scalars, by the names of :meth:`scalars`; one that is not named stays as it is."""
+        for name in self.schedules:
+            label = name.removeprefix("weights.")
+            self.weights[label] = float(values.get(name, self.weights[label]))
         self.term_weights = self._term_weights()
-        for _, loss in self._items:
-            for name, schedule in loss.schedules.items():
-                loss.__dict__[name] = schedule.value(progress)
+        for label, loss in self._items:
+            for name in loss.schedules:
+                loss.__dict__[name] = float(values.get(f"{label}.{name}", loss.__dict__[name]))
 
     def scalars(self) -> dict[str, float]:
         """Current values of the scheduled scalars."""

@@ -16,7 +16,7 @@ from kdengine._version import __version__
 from kdengine.api import CheckpointContext, CheckpointError, ConfigurationError
 from kdengine.api.copies import refuse_lazy
 from kdengine.api.errors import KDEngineError
-from kdengine.engine import checkpoint, codec, random, wrappers
+from kdengine.engine import checkpoint, codec, random, sample, wrappers
 from kdengine.engine.fit import Fit, Position
 from kdengine.engine.layout import CHECKPOINTS
 from kdengine.engine.likeness import check_optimizer, check_options, check_scheduler, kind_of
@@ -31,6 +31,7 @@ def collect(fit: Fit) -> dict[str, Any]:
         **_trained(fit),
         "lr_scheduler": None if fit.lr_scheduler is None else fit.lr_scheduler.state_dict(),
         "schedules": {name: schedule.state_dict() for name, schedule in fit.objective.scheduled.items()},
+        "scalars": fit.objective.scalars(),
         "plugins": {name: plugin.state_dict() for name, plugin in fit.stateful.items()},
         "loggers": fit.loggers.state_dict(),
         "position": {"epoch": fit.position.epoch, "batch": fit.position.batch, "step": fit.position.step},
@@ -38,6 +39,7 @@ def collect(fit: Fit) -> dict[str, Any]:
         "epochs": fit.epochs,
         "random": fit.runtime.processes.share(random.capture()),
         "epoch_random": fit.runtime.processes.share(fit.feed.epoch_state),
+        "sample": fit.runtime.processes.share(sample.collect(fit)),
         "interval": fit.interval.state_dict(),
         "epoch_means": fit.epoch_means.state_dict(),
         "latest": fit.latest,
@@ -57,6 +59,7 @@ def _trained(fit: Fit) -> dict[str, Any]:
         "student": wrappers.plain_state(models.student.state_dict(), models.student),
         "optimizer": fit.optimizer.state_dict(),
         "losses": dict(fit.objective.modules.state_dict()),
+        "buffers": fit.hidden.state_dict(),
         "precision": fit.precision.state_dict(),
         "average": None if average is None else wrappers.plain_state(average.state_dict(), average.module, "module"),
         "teacher": None if models.evolving_source is None else models.evolving_source.state_dict(),
@@ -182,12 +185,14 @@ def restore(fit: Fit, tree: dict[str, Any], path: Path) -> None:
             _replay_rate(fit, fresh, min(position.step, fit.steps))
     for name, schedule in fit.objective.scheduled.items():
         schedule.load_state_dict(tree["schedules"].get(name, {}))
+    fit.objective.set_scalars(tree.get("scalars", {}))  # an evaluation may come before the next step sets them
     for name, plugin in fit.stateful.items():
         if name in tree["plugins"]:
             plugin.load_state_dict(tree["plugins"][name])
     fit.loggers.load_state_dict(tree["loggers"])
     fit.position = position
     fit.feed.epoch_state = _of_this_process(fit, tree["epoch_random"])
+    fit.sample = sample.restore(_of_this_process(fit, tree.get("sample", [None])))
     if fit.feed.epoch_state is not None:  # which is gone back to much later: try it now
         with random.preserved():
             random.restore(fit.feed.epoch_state)
@@ -258,6 +263,7 @@ def _restore_trained(fit: Fit, tree: dict[str, Any], path: Path) -> None:
         _spread(fit, tree)
     fresh = [{**group, "params": None} for group in fit.optimizer.param_groups]
     try:
+        fit.hidden.load_state_dict(tree.get("buffers", {}))  # first: what it makes is in the state dicts
         student.load_state_dict(tree["student"])
         fit.optimizer.load_state_dict(tree["optimizer"])
         for group, before in zip(fit.optimizer.param_groups, fresh, strict=True):

@@ -86,10 +86,23 @@ class Replicated(Alone):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained, kept)  # type: ignore[no-untyped-call]
         self._ddp = DistributedDataParallel(trained, find_unused_parameters=unused)
         self._ddp.register_comm_hook(None, lambda _, bucket: sum_bucket(bucket))  # DDP would read annotations
+        if not unused:
+            self._settle_buckets(trained)
 
     def forward(self, call: Callable[..., T], *args: Any) -> T:
         """The call inside DDP's forward pass, which prepares its sums."""
         return cast("T", self._ddp(call, *args))
+
+    def _settle_buckets(self, trained: nn.Module) -> None:
+        """Let DDP arrange its buckets anew before training, which it would do after a process's first backward pass.
+
+        Among three processes or more, the order in which an all-reduce adds the gradients of an element depends on its
+        place in the bucket: a resumed process, whose buckets are as at first, would part from one that has lived on.
+        """
+        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self.forward(lambda: torch.stack([(p * 0.0).sum().float() for p in parameters]).sum()).backward()  # type: ignore[no-untyped-call]
+        for parameter in parameters:
+            parameter.grad = None
 
     def accumulate(self) -> AbstractContextManager[None]:
         """DDP's ``no_sync``."""

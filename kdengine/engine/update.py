@@ -27,28 +27,67 @@ def update(fit: Fit, scale: Tensor | float) -> StepReport | None:
     Returns:
         the report that has become readable: of this step on the CPU, of the one before on an accelerator.
     """
-    if fit.precision.scaler is not None:
-        fit.precision.scaler.unscale_(fit.optimizer)
-    else:
-        if fit.ledger.late:
-            fit.found.tensor.zero_()
-        for parameters in fit.kinds:
-            find_nonfinite([local(p.grad) for p in parameters if p.grad is not None], fit.found.tensor)
-        fit.strategy.reduce_found(fit.found.tensor)
+    _inspect(fit)
     report = fit.ledger.close(fit.position.step, scale, fit.found)
+    if _gates_buffers(fit):
+        fit.buffers.restore_where(fit.position.step, fit.found.tensor)
     intact = report is None or judge(fit, report)
     if fit.settings.clip is not None:
         fit.step_context.gradient_norm, *_ = [fit.strategy.clip(part, fit.settings.clip) for part in fit.clipped]
     skip = False
     if fit.calls.optimizer_step is not None:
         skip = fit.skips(fit.calls.optimizer_step(fit.step_context))
-    if not skip and (intact or fit.ledger.late):
+    if not skip and (intact or _is_of_these_weights(fit)):
         _step(fit)
-    elif intact:
+    elif intact or fit.ledger.late:  # else judge has counted this very step
         fit.skipped += 1
     if fit.precision.scaler is not None:
-        fit.precision.scaler.update()
+        _rescale(fit.precision.scaler, hopeless=report is not None and _is_hopeless(report))
     return report
+
+
+def _inspect(fit: Fit) -> None:
+    """Raise the flag where a gradient is not finite, without a look at it from the host."""
+    if fit.ledger.late:
+        fit.found.tensor.zero_()
+    if fit.precision.scaler is not None:
+        fit.precision.scaler.unscale_(fit.optimizer)
+        for found in fit.precision.scaler._found_inf_per_device(fit.optimizer).values():
+            fit.found.tensor.add_(found)
+        return
+    for parameters in fit.kinds:
+        find_nonfinite([local(p.grad) for p in parameters if p.grad is not None], fit.found.tensor)
+    fit.strategy.reduce_found(fit.found.tensor)
+
+
+def _gates_buffers(fit: Fit) -> bool:
+    """Whether the device puts buffers back, as the next step's forward pass begins before the host could."""
+    return fit.ledger.late and fit.settings.nonfinite != "raise" and fit.precision.scaler is None
+
+
+def _is_of_these_weights(fit: Fit) -> bool:
+    """Whether a step's gradients are those of the weights that are there, though the step before it was not finite.
+
+    On an accelerator that report comes when the next step's gradients are complete. They fit the weights that skipping
+    has left as they were, and not those that a rollback has put in their place.
+    """
+    return fit.ledger.late and fit.settings.nonfinite != "rollback"
+
+
+LEAST_SCALE = 2.0**-8
+"""A gradient that overflows in fp16 at a loss scale this small is not one that a smaller scale would mend."""
+
+
+def _is_hopeless(report: StepReport) -> bool:
+    return report.overflow and report.scale <= LEAST_SCALE
+
+
+def _rescale(scaler: torch.amp.GradScaler, *, hopeless: bool) -> None:
+    """Adapt the loss scale; halving it for ever would end in a division by zero."""
+    if hopeless:
+        scaler.update(LEAST_SCALE)
+    else:
+        scaler.update()
 
 
 def _step(fit: Fit) -> None:
@@ -104,10 +143,12 @@ def judge(fit: Fit, report: StepReport) -> bool:
     """Act on a step's report: True when its values are finite, else what the policy says.
 
     Raises:
-        NonFiniteError: policy ``raise``; the weights are those of before the step.
+        NonFiniteError: policy ``raise``; weights and buffers are those of before the step.
     """
-    if math.isfinite(report.loss) and not (report.overflow and fit.precision.scaler is None):
+    if math.isfinite(report.loss) and not (report.overflow and (fit.precision.scaler is None or _is_hopeless(report))):
         return True
+    if not _gates_buffers(fit):
+        fit.buffers.restore(report.step)  # else the device has done so
     names = [
         name
         for name, value in zip(fit.objective.names, report.terms, strict=True)

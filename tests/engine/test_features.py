@@ -114,26 +114,79 @@ def test_a_feature_that_is_changed_in_place_is_captured_as_it_was():
             assert torch.equal(features["0"], expected)
             assert torch.equal(features["1:input"], expected)
             assert torch.equal(features["1"], expected.relu()), "the dropout behind it works in place when training"
-    kept = capture._kept
-    assert kept[True] == {"3"}
-    assert kept[False] >= {"3", "1"}
     capture.remove()
     features["0"].sum().backward()
     assert torch.equal(module[0].bias.grad, torch.full((8,), 4.0))
 
 
-def test_a_feature_that_begins_to_be_changed_in_place_is_an_error():
+def test_a_feature_that_begins_to_be_changed_in_place_is_captured_as_it_was():
     module = nn.Sequential(nn.Linear(12, 8), nn.ReLU())
-    capture = capture_of(module, "0")
+    inputs = torch.randn(2, 12)
+    expected = module[0](inputs)
+    for module[1].inplace in (False, True):
+        features, _ = captured(module, "0", inputs=inputs)
+        assert torch.equal(features["0"], expected)
+
+
+class Residual(nn.Module):
+    """A block whose output has two readers beside the loss: its convolution and its shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(x + self.inner(x).relu())
+
+
+def graph_of(tensor):
+    """The names of the nodes behind a tensor, in the order in which autograd would be walked."""
+    names, waiting = [], [tensor.grad_fn]
+    while waiting:
+        if (node := waiting.pop()) is not None:
+            names.append(node.name())
+            waiting += [parent for parent, _ in node.next_functions]
+    return names
+
+
+def test_the_graph_of_a_feature_does_not_depend_on_the_forwards_before():
+    module = Residual()
+    capture = capture_of(module, "stem", "inner:input")
     capture.attach()
-    for change in (False, True):
-        module[1].inplace = change
+    graphs = []
+    for _ in range(3):
         capture.start()
-        module(torch.randn(2, 12))
-        if not change:
-            capture.take()
-    with pytest.raises(LossError, match=r"'0' was changed in place .*inplace=False"):
-        capture.take()
+        output = module(torch.randn(2, 12))
+        features = capture.take()
+        graphs.append(graph_of(output.sum() + sum(feature.sum() for feature in features.values())))
+    assert graphs[0] == graphs[1] == graphs[2]
+
+
+@pytest.mark.parametrize("how", ["reentrant checkpoint", "no_grad"])
+def test_a_feature_without_a_graph_though_gradients_are_on_is_refused(how):
+    student = mlp()
+    block = nn.Sequential(*student[:2])
+
+    def run(x):
+        if how == "no_grad":
+            with torch.no_grad():
+                x = block(x)
+        else:
+            x = checkpoint(block, x, use_reentrant=True)
+        return student[3](x)
+
+    student.forward = run
+    trained = engine(student, losses={"hint": Hint("1", "1"), "kd": KD()}, weights={})
+    data = [(items()[:8][0].requires_grad_(), items()[:8][1])]
+    with pytest.raises(
+        LossError, match=r"^losses\.hint\.student: .*'1' was computed with gradients .*use_reentrant=False"
+    ):
+        trained.fit(data, epochs=1)
+    with pytest.raises(LossError, match="use_reentrant=False"):
+        trained.objective(data[0])
+    with torch.no_grad():  # nothing is to be differentiated
+        assert trained.objective(data[0]) > 0
 
 
 def test_what_is_computed_again_in_the_backward_pass_is_not_captured():

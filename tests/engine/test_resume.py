@@ -14,7 +14,7 @@ from torch import nn
 
 import kdengine
 from kdengine.engine.ledger import Ledger
-from kdengine.losses import CE, KD
+from kdengine.losses import CE, KD, Hint
 from tests.engine.common import engine, flat, items, mlp
 
 SCRIPT = '''
@@ -88,7 +88,7 @@ def fitted(out, epochs=2, **options):
     }
     loader = options.pop("loader", None) or kdengine.loader(items(), 8, seed=2)
     resume = options.pop("resume", "auto")
-    trained = engine(student, out=out, **{**defaults, **options})
+    trained = engine(student, options.pop("teacher", None), out=out, **{**defaults, **options})
     return student, trained.fit(loader, kdengine.loader(items(), 16, shuffle=False), epochs=epochs, resume=resume)
 
 
@@ -246,3 +246,61 @@ def test_the_fp16_loss_scale_goes_through_the_checkpoint(tmp_path):
         fitted(tmp_path / "cut", precision="fp16", losses=losses, checkpoint_every=1, plugins=[StopAt(5)])
     resumed, _ = fitted(tmp_path / "cut", precision="fp16", losses=losses)
     assert torch.equal(flat(whole), flat(resumed))
+
+
+class Residual(nn.Module):
+    """A block whose input has four readers: two layers, a shortcut, and a loss."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.inner, self.other = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x.tanh() + self.inner(x).relu() + self.other(x))
+
+
+@pytest.mark.parametrize("features", ["stem", "inner:input"])
+@pytest.mark.parametrize("cut", ["an epoch's end", "the middle of an epoch"])
+def test_hints_on_features_with_several_readers_resume_to_the_same_bits(tmp_path, features, cut):
+    def trained(out, epochs=3, **options):
+        losses = {"hint": Hint(features, features), "kd": KD(), "ce": CE()}
+        options = {"losses": losses, "teacher": Residual(7), "weights": {}, **options}
+        return fitted(out, epochs, student=Residual(0), **options)
+
+    whole, expected = trained(tmp_path / "whole")
+    stop = {"plugins": [StopAt(4)]} if cut == "an epoch's end" else {"plugins": [StopAt(6)], "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", **stop)
+    resumed, result = trained(tmp_path / "cut")
+    assert torch.equal(flat(whole), flat(resumed))
+    assert result.history == expected.history
+
+
+def test_gradient_shares_are_those_of_the_undisturbed_run_where_nothing_but_the_evaluation_was_left(tmp_path):
+    class Shift(kdengine.BatchTransform):
+        def __call__(self, batch, generator):
+            batch.inputs = batch.inputs + torch.randn((), generator=generator)
+            return batch
+
+    class StopBefore:
+        kdengine_hook_version = 1
+
+        @kdengine.hookimpl
+        def kdengine_on_evaluate_start(self, context):
+            raise KeyboardInterrupt
+
+    options = {"gradient_shares": True, "epochs": 1, "checkpoint_every": 1, "batch_transforms": [Shift()]}
+    fitted(tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "cut", plugins=[StopBefore()], **options)
+    fitted(tmp_path / "cut", **options)
+
+    def shares(out):
+        records = kdengine.load_run(tmp_path / out).records
+        return [{k: v for k, v in each.items() if k.startswith("gradient_share")} for each in records if "top1" in each]
+
+    assert shares("cut") == shares("whole")
+    assert len(shares("whole")[0]) == 2

@@ -164,3 +164,28 @@ def test_every_process_names_the_one_that_holds_the_item(strategy):
     assert said[0] == said[1]
     assert said[0].count("inputs of items 13 of the data set") == 1
     assert ("process 0: inputs" in said[0]) != ("process 1: inputs" in said[0])
+
+
+def test_a_gradient_that_is_never_finite_under_fp16_is_said_long_before_the_loss_scale_is_gone():
+    class Broken(kdengine.Loss):
+        def per_item(self, batch):
+            return batch.student.logits.square().mean(-1) + (batch.student.logits[:, 0] * 0).sqrt()
+
+    options = {"losses": {"broken": Broken()}, "weights": {}, "precision": "fp16"}
+    with pytest.raises(kdengine.NonFiniteError, match=r"gradient is not finite at step 25 .*0\.weight"):
+        engine(**options).fit([items()[:8]] * 200, epochs=1)
+    student = mlp()
+    before = flat(student).clone()
+    result = engine(student, **options, nonfinite="skip").fit([items()[:8]] * 200, epochs=1)
+    assert (result.steps, result.skipped) == (200, 176)
+    assert torch.equal(flat(student), before)
+
+
+def test_overflow_that_a_smaller_loss_scale_mends_is_no_fault():
+    student = mlp()
+    before = flat(student).clone()
+    result = engine(student, weights={"kd": 1e4, "ce": 1e4}, precision="fp16", clip=1.0, nonfinite="raise").fit(
+        [items()[:8]] * 30, epochs=1
+    )
+    assert result.skipped == 0
+    assert not torch.equal(flat(student), before)

@@ -1,0 +1,119 @@
+"""Buffers: keep those of before a step, and find the ones that a module's state dict does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class BufferSnapshot:
+    """Copies of all buffers as they were before a step, to go back to when the step is left out.
+
+    A forward pass in training mode writes running statistics before anybody knows whether the step's loss is finite:
+    a step that leaves the weights as they were must leave the buffers too. All are copied at every step, constants as
+    well: a tensor's version does not tell whether ``batch_norm`` has written into it.
+
+    Args:
+        modules: whose buffers.
+        steps: how many steps to go back; 2 where a step's report comes one step late.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], steps: int = 1) -> None:
+        self._modules = [module for root in modules for module in root.modules()]
+        self._steps = steps
+        self._kept: dict[int, Copies] = {}
+
+    def take(self, step: int) -> None:
+        """Copy every buffer; call it before the first forward pass of a step."""
+        oldest = self._kept.pop(next(iter(self._kept))) if len(self._kept) == self._steps else {}
+        self._kept[step] = copies = {}
+        for place, buffer in self._present():
+            _, old = oldest.get(place, (None, None))
+            copies[place] = buffer, old if old is not None and _alike(old, buffer) else torch.empty_like(buffer)
+        if copies:
+            with torch.no_grad():
+                torch._foreach_copy_([copy for _, copy in copies.values()], [buffer for buffer, _ in copies.values()])
+
+    def _present(self) -> Iterator[tuple[Place, Tensor]]:
+        for module in self._modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    yield (module, name), buffer
+
+    @torch.no_grad()
+    def restore(self, step: int) -> None:
+        """Make every buffer what it was before a step; one that was made in it goes."""
+        copies = self._kept.get(step, {})
+        for module, name in [place for place, _ in self._present() if place not in copies]:
+            delattr(module, name)
+        for (module, name), (buffer, copy) in copies.items():
+            buffer.copy_(copy)
+            module._buffers[name] = buffer
+
+    @torch.no_grad()
+    def restore_where(self, step: int, found: Tensor) -> None:
+        """Restore where ``found`` (0-dim, on the device) is above 0, without a look at it from the host."""
+        for (module, name), (_, copy) in self._kept.get(step, {}).items():
+            buffer = module._buffers[name]
+            if buffer is not None and _alike(copy, buffer):
+                buffer.copy_(torch.where(found > 0, copy, buffer))
+
+
+def _alike(copy: Tensor, buffer: Tensor) -> bool:
+    return copy.shape == buffer.shape and copy.dtype == buffer.dtype and copy.device == buffer.device
+
+
+Place = tuple[nn.Module, str]
+"""A module, and the name of one of its buffers."""
+Copies = dict[Place, tuple[Tensor, Tensor]]
+"""A buffer and a copy of it."""
+
+
+class HiddenBuffers:
+    """The buffers of a module that its state dict does not hold, or that were not there when the fit was assembled.
+
+    A buffer that is registered with ``persistent=False`` is in no state dict, and one that a module makes in its first
+    forward pass is unknown to a new process. Either may decide the next step, so a checkpoint holds both.
+
+    Args:
+        module: as it is before any training.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._names = {name for name, _ in module.named_buffers()}
+        persistent = module.state_dict(keep_vars=True)
+        self._first = {name: b.detach().clone() for name, b in module.named_buffers() if name not in persistent}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What was written or made since the beginning: ``hidden`` from state dicts, and ``late`` but persistent."""
+        persistent = self.module.state_dict(keep_vars=True)
+        found: dict[str, dict[str, Tensor]] = {"hidden": {}, "late": {}}
+        for name, buffer in self.module.named_buffers():
+            if name not in persistent and not self._is_first(name, buffer):
+                found["hidden"][name] = buffer.detach()
+            elif name in persistent and name not in self._names:
+                found["late"][name] = buffer.detach()
+        return found
+
+    def _is_first(self, name: str, buffer: Tensor) -> bool:
+        first = self._first.get(name)
+        return first is not None and _alike(first, buffer) and torch.equal(first, buffer)
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Set and make the buffers that :meth:`state_dict` gave; before the module's own state dict is loaded."""
+        device = next((tensor.device for tensor in self.module.parameters()), torch.device("cpu"))
+        for kind, buffers in state.items():
+            for name, stored in buffers.items():
+                path, _, own = name.rpartition(".")
+                owner = self.module.get_submodule(path)
+                present = owner._buffers.get(own)
+                value = stored.to(device if present is None else present.device)
+                if present is not None and present.shape == value.shape and present.dtype == value.dtype:
+                    present.copy_(value)
+                elif own in owner._buffers:
+                    owner._buffers[own] = value.clone()
+                else:
+                    owner.register_buffer(own, value.clone(), persistent=kind == "late")

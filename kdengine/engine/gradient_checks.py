@@ -1,0 +1,49 @@
+"""Warnings about what trains nothing: parameters that no loss reaches, features without a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from kdengine.api.errors import warn
+
+SHOWN = 8
+"""Most names that a warning lists."""
+
+
+def warn_of_untrained(student: nn.Module) -> None:
+    """Name the student's parameters that train but got no gradient; call it once, when a step's gradients are complete.
+
+    An optimizer leaves them as they are, so a head or a branch that no loss reads stays untrained without a word.
+    """
+    trainable = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+    idle = [name for name, parameter in trainable.items() if parameter.grad is None]
+    if idle:
+        warn(
+            f"{len(idle)} of the student's {len(trainable)} trainable parameters got no gradient in the first step: "
+            f"{listed(idle)}. No loss depends on them, so they stay as they are. Of a model with several outputs, name "
+            "the one that a loss reads by Engine(output=...); parameters that shall not train are told by "
+            "requires_grad_(False)",
+        )
+
+
+def warn_of_constant_features(features: Mapping[str, Tensor]) -> None:
+    """Name the student's features through which no gradient can flow, where one is wanted."""
+    constant = [path for path, feature in features.items() if feature.is_floating_point() and not feature.requires_grad]
+    if constant:
+        warn(
+            f"no gradient flows through the student's features {listed(constant)}: all that comes before them is "
+            "frozen (requires_grad_(False)) or detached, so a loss on them trains no parameter of the student",
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many there are beside them.
+
+    >>> listed(f"layer{k}" for k in range(10))
+    "'layer0', 'layer1', 'layer2', 'layer3', 'layer4', 'layer5', 'layer6', 'layer7' and 2 more"
+    """
+    every = list(names)
+    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
+    return ", ".join(map(repr, every[:SHOWN])) + more
