@@ -77,7 +77,7 @@ def mode_of(metric: Any, part: str = "") -> Literal["max", "min"] | None:
     if part and callable(inner):
         metric = inner(part)
     kind = metric if isinstance(metric, type) else type(metric)
-    if issubclass(kind, Metric) and not _says(kind):
+    if issubclass(kind, Metric) and not (_says(kind) or "higher_is_better" in vars(metric)):
         return None
     higher = getattr(metric, "higher_is_better", None)
     return None if not isinstance(higher, bool) else "max" if higher else "min"

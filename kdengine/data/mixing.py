@@ -6,6 +6,7 @@ itself, and the labels become class probabilities. Randomness is drawn from the 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -32,7 +33,7 @@ class Mixing(BatchTransform):
     """
 
     def __init__(self, classes: int, alpha: float, p: float) -> None:
-        if alpha <= 0.0:
+        if not 0.0 < alpha < math.inf:
             raise ConfigurationError(f"expected alpha above 0, got {alpha}")
         if not 0.0 <= p <= 1.0:
             raise ConfigurationError(f"expected p between 0 and 1, got {p}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from kdengine.api import ConfigurationError, Schedule
 from kdengine.api.errors import nearest, warn
 from kdengine.engine.fit import Fit
+
+TOO_MUCH: Final = 0.9
+"""The share of the first weights in a moving average at the end of a fit that is a mistake rather than a choice."""
 
 
 def check_expected(fit: Fit, evaluation: Any) -> None:
@@ -20,6 +23,7 @@ def check_expected(fit: Fit, evaluation: Any) -> None:
     Raises:
         ConfigurationError: it is missing.
     """
+    check_average(fit.settings.ema, fit.steps)
     fit.monitor.check(evaluation, fit.lr_scheduler)
     check_followed(fit.objective.scheduled, fit.monitor.may_give, evaluation, list(fit.metrics))
     if evaluation is None or callable(evaluation):
@@ -47,3 +51,12 @@ def check_followed(schedules: Mapping[str, Schedule], may_give: Any, evaluation:
             raise ConfigurationError(
                 f"the schedule of {name} follows {followed!r}, which is no metric here; {nearest(followed, metrics)}"
             )
+
+
+def check_average(decay: float | None, steps: int) -> None:
+    """Warn of a moving average that a fit is too short for: what is evaluated and exported is where it began."""
+    if decay is not None and (left := decay**steps) > TOO_MUCH:
+        warn(
+            f"ema={decay} averages over about {1 / (1 - decay):,.0f} optimizer steps, but the fit has {steps}: "
+            f"{left:.0%} of what is evaluated and exported are the weights of its first step; take a smaller decay"
+        )

@@ -42,7 +42,7 @@ def as_numbers(name: str, value: Any) -> dict[str, float | None]:
         return {name: None}
     if isinstance(value, Tensor) and value.numel() == 1:
         return {name: float(value)}
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(value, str | bytes | Tensor):
             return {name: float(value)}
     raise ConfigurationError(
@@ -60,6 +60,12 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def said_direction(given: Any) -> bool | None:
+    """What an object or a function says of which way it is better, in the word of torchmetrics."""
+    said = getattr(given, "higher_is_better", None)
+    return said if isinstance(said, bool) else None
 
 
 def labelled(batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -92,6 +98,11 @@ class FunctionMetric(Metric):
         self.name = name
         self._warned = self._is_mean = self._gives_several = False
         self.reset()
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """What an attribute of the function says."""
+        return said_direction(self.fn)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -192,8 +203,7 @@ class ForeignMetric(Metric):
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]
         """What the object says of itself, as those of torchmetrics do."""
-        said = getattr(self.metric, "higher_is_better", None)
-        return said if isinstance(said, bool) else None
+        return said_direction(self.metric)
 
     def part(self, name: str) -> Any:
         """One metric of a collection; the object itself where it has none of that name."""

@@ -7,8 +7,9 @@ itself (a closure), or weights of its own while it is evaluated, cannot be right
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +23,12 @@ OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[Named], torch.optim
 
 BROUGHT = ("losses.", "teacher.")
 """What the names of parameters begin with that train beside the student: of losses, of a teacher that learns."""
+
+TWO_STEPS: Final = (("first_step", "second_step"), ("ascent_step", "descent_step"))
+"""Methods of optimizers that want gradients between two steps."""
+
+_INSISTS = re.compile(r"assert\s+closure|if\s+(closure\s+is\s+None|not\s+closure)\s*:\s*raise")
+_GUARDS = re.compile(r"closure\s+is\s+(not\s+)?None|if\s+(not\s+)?closure\b|closure\s+and\b")
 
 FACTORY_LINE = "optimizer=lambda named: torch.optim.{name}([p for _, p in named], lr=1e-3)"
 """What to write where no optimizer was given."""
@@ -103,12 +110,17 @@ def check_interface(optimizer: torch.optim.Optimizer) -> None:
             "the gradients of the whole step when it steps the optimizer; use one that takes them as they are, such as "
             "SGD or AdamW"
         )
-    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
+    if any(all(hasattr(optimizer, method) for method in pair) for pair in TWO_STEPS):
         raise ConfigurationError(
             f"{name} updates in two steps, with gradients computed in between (sharpness-aware minimization); the "
             "engine computes gradients once and calls step(). Use the optimizer inside it "
             f"({type(getattr(optimizer, 'base_optimizer', None) or torch.optim.SGD).__name__}), or train in your own "
             "loop with engine.objective(batch)"
+        )
+    if wants_closure(type(optimizer)):
+        raise ConfigurationError(
+            f"{name}.step() refuses to run without a closure, by which it computes gradients itself; the engine has "
+            "summed those of the whole step when it steps the optimizer; use one that takes them as they are"
         )
     inner = getattr(optimizer, "optimizer", optimizer)  # a wrapper passes both on, whether there is anything to switch
     if callable(getattr(inner, "train", None)) and callable(getattr(inner, "eval", None)):
@@ -116,6 +128,19 @@ def check_interface(optimizer: torch.optim.Optimizer) -> None:
             f"{name} keeps one set of weights for training and another for evaluation (train() and eval()); the engine "
             "does not switch them, so evaluations, checkpoints and the exported student would be of the wrong ones"
         )
+
+
+def wants_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    """Whether the source of an optimizer's ``step(closure=None)`` insists on a closure; False where it is not known."""
+    if kind.__module__.startswith("torch."):
+        return False
+    try:
+        code = inspect.getsource(kind.step)
+    except (OSError, TypeError):
+        return False
+    if _INSISTS.search(code):
+        return True
+    return "closure()" in code and not _GUARDS.search(code)
 
 
 def required_arguments(function: Callable[..., Any]) -> list[str]:

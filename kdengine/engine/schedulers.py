@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -21,6 +21,9 @@ SchedulerLike: TypeAlias = Any
 
 HORIZONS: Final = ("T_max", "total_iters", "total_steps", "T_0")
 """Arguments of torch's schedulers that say how many steps they take."""
+
+PERIODS: Final = ("step_size", "total_size")
+"""What torch's schedulers keep of the steps after which they do the same again."""
 
 FACTORY_LINE = "lr_scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.{name}(optimizer, {arguments})"
 """What to write for a schedule as long as the fit."""
@@ -95,6 +98,11 @@ def _call(given: Any, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         raise ConfigurationError(
             f"the lr_scheduler factory returned {'a class' if isinstance(made, type) else f'a {type(made).__name__}'}; "
             "expected a scheduler of torch.optim.lr_scheduler"
+        )
+    if made is not None and made.optimizer is not optimizer:
+        raise ConfigurationError(
+            f"the lr_scheduler factory returned a {type(made).__name__} of another optimizer than the one that it was "
+            "given: " + FACTORY_LINE.format(name=type(made).__name__, arguments="...")
         )
     return made
 
@@ -193,25 +201,28 @@ _HINTS: Final = {
 }
 
 
-def horizon(scheduler: Any) -> tuple[str, int] | None:
-    """The argument that says after how many steps a scheduler is through, and its value; None where nothing does."""
-    if isinstance(scheduler, lr_scheduler.LinearLR) and scheduler.end_factor >= scheduler.start_factor:
-        return None  # a warm-up
-    if isinstance(scheduler, lr_scheduler.ConstantLR):
-        return None
-    for name in HORIZONS:
-        if isinstance(value := getattr(scheduler, name, None), int):
-            return name, value
+def horizon(scheduler: Any, names: Sequence[str] = HORIZONS) -> tuple[str, int] | None:
+    """What says after how many steps a scheduler is through, and its value; None where nothing does."""
+    for name in names:
+        value = getattr(scheduler, name, None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return name, int(value)
     milestones = getattr(scheduler, "milestones", None)
     if isinstance(milestones, Counter) and milestones:
         return "milestones", max(milestones)
     return None
 
 
+def _warms_up(scheduler: Any) -> bool:
+    """Whether a scheduler raises the rate at the beginning, and is meant to be short."""
+    rises = isinstance(scheduler, lr_scheduler.LinearLR) and scheduler.end_factor >= scheduler.start_factor
+    return rises or isinstance(scheduler, lr_scheduler.ConstantLR)
+
+
 def _in_epochs(part: Part, epochs: int) -> str | None:
     """A horizon within the number of epochs, where an epoch has several steps, was counted in epochs."""
     found = horizon(part.scheduler)
-    if found is None or found[1] > epochs or part.steps < FAR * max(epochs, found[1]):
+    if found is None or _warms_up(part.scheduler) or found[1] > epochs or part.steps < FAR * max(epochs, found[1]):
         return None
     return (
         f"{type(part.scheduler).__name__} has {found[0]}={found[1]} and is stepped after every optimizer step: the fit "
@@ -221,8 +232,8 @@ def _in_epochs(part: Part, epochs: int) -> str | None:
 
 def _too_long(part: Part) -> str | None:
     """A schedule that ends long after the fit leaves the rate where it is."""
-    found = horizon(part.scheduler)
-    if found is None or found[0] == "T_0" or found[1] < FAR * part.steps:
+    found = horizon(part.scheduler, (*HORIZONS, *PERIODS))
+    if found is None or found[1] < FAR * part.steps:
         return None
     return (
         f"{type(part.scheduler).__name__} has {found[0]}={found[1]}, but the fit has {part.steps} optimizer steps "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kdengine.api import Batch
+from kdengine.api import Batch, ConfigurationError
 from kdengine.api.loss import Classes
 from kdengine.metrics.items import IGNORE_INDEX, Share, labelled_items
 
@@ -26,6 +26,8 @@ class TopK(Share):
 
     def __init__(self, k: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ConfigurationError(f"expected k to be a whole number of logits to look at, at least 1, got {k!r}")
         self.k = k
         self.ignore_index = ignore_index
 

@@ -13,7 +13,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from kdengine.api import ConfigurationError
-from kdengine.api.errors import nearest
+from kdengine.api.errors import nearest, warn
 from kdengine.recipe.problems import Problem
 from kdengine.recipe.schema import LRScheduleTable
 from kdengine.recipe.signature import arguments, check_arguments
@@ -99,6 +99,11 @@ class Rate:
             raise ConfigurationError(f"[lr_schedule] {self.table.use} cannot be made: {error}") from error
         if not self.warmup:
             return main
+        if self.warmup >= steps:
+            warn(
+                f"[lr_schedule] the warmup of {self.table.warmup:g} epochs takes all of the fit's "
+                f"{steps / self.steps_per_epoch:g}: the learning rate never gets to its height"
+            )
         start = lr_scheduler.LinearLR(optimizer, start_factor=1.0 / self.warmup, total_iters=self.warmup)
         return lr_scheduler.SequentialLR(optimizer, [start, main], milestones=[self.warmup])
 

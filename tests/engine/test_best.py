@@ -60,6 +60,12 @@ class Plain(kdengine.Metric):
         return next(self.values)
 
 
+class Told(Plain):
+    def __init__(self, values):
+        super().__init__(values)
+        self.higher_is_better = False
+
+
 VALUES = [0.3, 0.1, 0.2]
 UP, DOWN = (0.3, 1, "max"), (0.1, 2, "min")
 
@@ -76,6 +82,7 @@ UP, DOWN = (0.3, 1, "max"), (0.1, 2, "min")
         (lambda v: {"val_loss": Plain(v)}, {"monitor_mode": "min"}, DOWN, None),
         (lambda v: {"val_loss": Plain(v)}, {"monitor_mode": "max"}, UP, None),
         (lambda v: {"answer": Plain(v)}, {}, UP, None),
+        (lambda v: {"answer": Told(v)}, {}, DOWN, None),
         (lambda v: {"score": Undirected(v, higher_is_better=False)}, {"monitor_mode": "max"}, UP, "the opposite"),
     ],
 )
@@ -93,6 +100,14 @@ def test_the_direction_of_an_evaluation_functions_number_is_in_its_name(name, mo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert fit(giving(name, VALUES), 3).best["mode"] == mode
+
+
+def test_a_function_may_say_its_direction_by_an_attribute():
+    def gap(logits, labels):
+        return logits.max(-1).values - logits.min(-1).values
+
+    gap.higher_is_better = False
+    assert fit(kdengine.loader(items(), 8), 1, metrics=[gap]).best["mode"] == "min"
 
 
 class Collection(Undirected):

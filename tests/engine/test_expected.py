@@ -55,3 +55,14 @@ def test_an_evaluation_loader_without_anything_to_measure_is_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         engine(gradient_shares=True).fit(loader, loader, epochs=1)
+
+
+def test_a_moving_average_that_the_fit_is_too_short_for_is_warned_of():
+    loader = kdengine.loader(items(), 8)
+    with pytest.warns(
+        UserWarning, match=r"ema=0.999 averages over about 1,000 optimizer steps, but the fit has 4: 100%"
+    ):
+        engine(ema=0.999).fit(loader, epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine(ema=0.9).fit(loader, epochs=1)

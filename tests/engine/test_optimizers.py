@@ -29,6 +29,27 @@ class SAM(torch.optim.Optimizer):
         assert closure is not None
 
 
+class Insists(torch.optim.SGD):
+    """As some public code of sharpness-aware minimization has it."""
+
+    def step(self, closure=None):
+        if closure is None:
+            raise RuntimeError("it needs a closure")
+
+
+class CallsIt(torch.optim.SGD):
+    def step(self, closure=None):
+        with torch.enable_grad():
+            closure()
+
+
+class CallsItIfThere(torch.optim.SGD):
+    def step(self, closure=None):
+        loss = closure() if closure is not None else None
+        super().step()
+        return loss
+
+
 class ScheduleFree(torch.optim.SGD):
     """One set of weights for training, one for evaluation."""
 
@@ -50,6 +71,8 @@ class WantsLoss(torch.optim.SGD):
         (lambda named: torch.optim.LBFGS([p for _, p in named]), r"LBFGS.step\(\) needs closure"),
         (lambda named: SAM([p for _, p in named]), r"SAM updates in two steps.*\(AdamW\)"),
         (lambda named: ScheduleFree([p for _, p in named], lr=0.1), r"ScheduleFree keeps one set of weights"),
+        (lambda named: Insists([p for _, p in named], lr=0.1), r"Insists.step\(\) refuses to run without a closure"),
+        (lambda named: CallsIt([p for _, p in named], lr=0.1), r"CallsIt.step\(\) refuses to run without a closure"),
         (lambda named: WantsLoss([p for _, p in named], lr=0.1), r"WantsLoss.step\(\) needs loss"),
         ("adam", r"lambda named: torch.optim.Adam\("),
         ("lamb", r"lambda named: torch.optim.AdamW\("),
@@ -88,6 +111,11 @@ def test_a_wrapper_that_only_passes_modes_on_is_an_optimizer():
             pass
 
     made = engine(optimizer=lambda named: Wrapper([p for _, p in named]))
+    assert made.fit(kdengine.loader(items(), 8), epochs=1).steps == 4
+
+
+def test_an_optimizer_that_can_do_without_its_closure_is_taken():
+    made = engine(optimizer=lambda named: CallsItIfThere([p for _, p in named], lr=0.1))
     assert made.fit(kdengine.loader(items(), 8), epochs=1).steps == 4
 
 

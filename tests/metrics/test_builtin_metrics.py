@@ -161,3 +161,9 @@ def test_no_update_reads_a_value_back(metric):
     metric.reset()
     metric.update(item)
     metric.update(item)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, "5"])
+def test_topk_looks_at_a_whole_number_of_logits(k):
+    with pytest.raises(ConfigurationError, match="whole number of logits"):
+        TopK(k)

@@ -97,6 +97,11 @@ def test_plateau_watches_the_monitored_metric_in_its_own_direction(plan_of):
     assert (mode("top1"), mode("calibration_error")) == ("max", "min")
 
 
+def test_a_plateau_follows_the_direction_that_the_recipe_gives(plan_of):
+    plan = plan_of(SMALL, "evaluate.monitor_mode=min", "evaluate.monitor=top1", "lr_schedule.use=plateau")
+    assert assembled(plan)[1].lr_scheduler.mode == "min"
+
+
 def test_the_teacher_trains_on_labels_alone_with_its_own_rate_and_optimizer(plan_of):
     plan = plan_of(SMALL, "teacher.train.optimizer={ use = 'sgd', momentum = 0.5 }", "teacher.train.batch_size=500")
     data = make_data(plan)

@@ -12,8 +12,10 @@ import torch
 import kdengine
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import rundir
+from kdengine.recipe.data import make_data
 from kdengine.recipe.load import load
 from kdengine.recipe.problems import RecipeError
+from kdengine.recipe.run import rehearse
 
 from .conftest import SMALL
 
@@ -365,3 +367,46 @@ def test_distillation_beats_the_student_alone_on_the_shipped_recipe(carry_out):
 
     summary = carry_out(shipped()["digits"], "train.epochs=20", "teacher.train.epochs=8", "loggers=[]")
     assert summary["student"]["metrics"]["top1"] > summary["baseline"]["metrics"]["top1"] + 0.01
+
+
+class Undefined(kdengine.Metric):
+    """Is NaN, as a correlation with a constant."""
+
+    def reset(self):
+        pass
+
+    def update(self, batch):
+        pass
+
+    def compute(self):
+        return math.nan
+
+
+class OffersUndefined:
+    kdengine_hook_version = 1
+
+    @kdengine.hookimpl
+    def kdengine_metrics(self):
+        return {"undefined": Undefined}
+
+
+def test_a_metric_that_is_nan_throughout_ends_a_run_of_several_seeds_like_any_other(carry_out, tmp_path):
+    overrides = ["evaluate.metrics=['undefined', 'top1']", "train.epochs=1", "teacher.train.epochs=1"]
+    summary = carry_out(SMALL, *overrides, plugins=[OffersUndefined()], seeds=2)
+    stored = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert stored == json.loads(json.dumps(summary, allow_nan=False))
+    for model in ("teacher", "baseline", "student"):
+        assert stored[model]["metrics"]["undefined"] is None
+    assert stored["student"]["metrics"]["top1"]["n"] == 2
+
+
+def test_a_plateau_that_waits_for_the_worst_is_told_before_the_teacher_trains(carry_out, cache):
+    with pytest.raises(kdengine.ConfigurationError, match=r"mode='min'.*'top1'"):
+        carry_out(SMALL, "lr_schedule={ use = 'plateau', mode = 'min' }")
+    assert not cache.exists()
+
+
+def test_a_warm_up_that_is_longer_than_the_fit_is_warned_of(plan_of):
+    plan = plan_of(SMALL, "lr_schedule={ use = 'cosine', warmup = 5.0 }", "baseline=false", "train.epochs=1")
+    with pytest.warns(UserWarning, match="warmup of 5 epochs takes all of the fit's 1"):
+        rehearse(plan, make_data(plan))
