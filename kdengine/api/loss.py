@@ -98,13 +98,20 @@ class Loss(Given, nn.Module):
         self.schedules: dict[str, Schedule] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep a schedule aside and let the attribute be its current value, a plain float."""
+        """Keep a schedule aside and let the attribute be its current value; any other value ends a schedule."""
         if isinstance(value, Schedule):
             if "schedules" not in self.__dict__:
                 raise AttributeError(f"{type(self).__name__}.__init__ must call super().__init__() first")
             self.schedules[name] = value
             value = float(value.value(Progress(step=0, steps=1)))
+        else:
+            self.__dict__.get("schedules", {}).pop(name, None)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute, and the schedule behind it."""
+        self.__dict__.get("schedules", {}).pop(name, None)
+        super().__delattr__(name)
 
     def setup(self, example: Batch) -> None:
         """Create what depends on real shapes (projectors, critics); runs once, on a batch with outputs.

@@ -569,6 +569,7 @@ class Engine:
         models, objective, precision = self._models_for(read)
         self._say_what_does_not_act()
         others = [] if window is None else [self._to_batch(item) for item in window]
+        objective.follow_weights(self.weights)
         if progress is not None:
             objective.advance(progress)
         return self._foreign.objective(
@@ -605,11 +606,16 @@ class Engine:
 
     def _models_for(self, example: Batch) -> tuple[Models, Objective, Precision]:
         """The models as they were last built: those of the last fit, where there was one."""
-        if self._built is None:
+        if self._built is None or (not self._running and self._has_other_losses(self._built[1])):
             with self._lent():
                 self._models(lambda: example)
         assert self._built is not None
         return self._built
+
+    def _has_other_losses(self, objective: Objective) -> bool:
+        """Whether losses were replaced, added or taken away since the objective was made."""
+        own = {label: loss for label, loss in objective.losses.items() if label not in objective.peers}
+        return own.keys() != self.losses.keys() or any(own[label] is not loss for label, loss in self.losses.items())
 
     @property
     def averaged(self) -> nn.Module | None:

@@ -71,6 +71,10 @@ class Ledger:
         self._weights = weights
         self._shares = shares if not self._shares else [a + b for a, b in zip(self._shares, shares, strict=True)]
 
+    def drop(self) -> None:
+        """Forget the shares of a step that does not end."""
+        self._shares = []
+
     def close(self, step: int, scale: Tensor | float, found: Flag) -> StepReport | None:
         """End a step: return the report that has become readable, if any.
 

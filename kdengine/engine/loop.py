@@ -99,7 +99,7 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     calls, context = fit.calls, fit.step_context
     fit.stepping = True
     context.step, context.epoch = fit.position.step, fit.position.epoch
-    if fit.objective.has_schedules:
+    if fit.objective.changing:
         fit.objective.advance(fit.progress())
     if fit.transforms or calls.batch is not None:
         window = prepare(fit, window)
@@ -137,10 +137,21 @@ def further_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     shown = {name: getattr(context, name) for name in type(context).__slots__}
     try:
         return train_step(fit, window)
+    except BaseException:
+        abandon_step(fit)
+        raise
     finally:
         fit.stepping = False
         for name, value in shown.items():  # callbacks that come after this one see the step that has ended
             setattr(context, name, value)
+
+
+def abandon_step(fit: Fit) -> None:
+    """Leave nothing behind of a step that failed, for one that is taken after it."""
+    clear_gradients(fit.optimizer)
+    fit.ledger.drop()
+    fit.found.take()
+    fit.unread.pop(fit.position.step, None)
 
 
 def release(fit: Fit, window: list[Batch]) -> None:

@@ -5,6 +5,7 @@ This is the one place that reduces losses.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -18,7 +19,7 @@ from kdengine.engine import weights as item_weights
 from kdengine.engine.attribution import attributed
 from kdengine.engine.heads import Heads
 from kdengine.engine.label_checks import check_labels, check_range, ignored
-from kdengine.engine.mutual import exchanged, peer_losses, peer_weights, settled
+from kdengine.engine.mutual import PEER, exchanged, peer_losses, peer_weights, settled
 from kdengine.engine.naming import module_names
 from kdengine.engine.value_checks import check_values, recorded_values
 
@@ -31,7 +32,8 @@ class Objective:
 
     Args:
         losses: loss modules by label.
-        weights: factor of each label, a number or a schedule; 1 where absent.
+        weights: factor of each label, a number or a schedule; 1 where absent. What is set in it later counts from the
+            next step on.
         mutual: whether the teacher learns too, by copies of the losses.
         heads: what each loss reads as logits and labels; by default all read the same.
 
@@ -61,7 +63,7 @@ class Objective:
         for label in weights:
             if label not in losses:
                 raise ConfigurationError(f"weights names {label!r}, which is no loss; {nearest(label, losses)}")
-        peers = peer_losses(losses) if mutual else {}
+        given, peers = weights, peer_losses(losses) if mutual else {}
         losses, weights = {**losses, **peers}, {**weights, **peer_weights(weights, peers)}
         self.peers = frozenset(peers)
         self.losses = dict(losses)
@@ -78,10 +80,11 @@ class Objective:
         self.place(torch.device("cpu"), torch.float32)
         for label in losses:
             self._set_weight(label, weights.get(label, 1.0))
-        self.has_schedules = bool(self.scheduled)
+        self._given, self._followed = given, dict(given)
         self.term_weights = self._term_weights()
 
     def _set_weight(self, label: str, weight: float | Schedule) -> None:
+        self.schedules.pop(f"weights.{label}", None)
         if isinstance(weight, Schedule):
             self.schedules[f"weights.{label}"] = weight
             weight = weight.value(Progress(step=0, steps=1))
@@ -107,8 +110,31 @@ class Objective:
     def _term_weights(self) -> list[float]:
         return [self.weights[label] for label, _ in self.terms]
 
+    @property
+    def changing(self) -> bool:
+        """Whether a scalar may have another value at the next step: it has a schedule, or a weight has been set."""
+        if self.schedules or self._given != self._followed:
+            return True
+        return any(loss.schedules for _, loss in self._items)
+
+    def follow_weights(self, given: Mapping[str, float | Schedule] | None = None) -> None:
+        """Take over weights that have been set since this was last asked, in the mapping that was given or another."""
+        self._given = self._given if given is None else given
+        if self._given == self._followed:
+            return
+        before, self._followed = self._followed, dict(self._given)
+        for label in {*before, *self._followed}:
+            if label not in self.losses:
+                raise ConfigurationError(f"weights names {label!r}, which is no loss; {nearest(label, self.losses)}")
+            if before.get(label) is not self._followed.get(label):
+                self._set_weight(label, self._followed.get(label, 1.0))
+                if f"{PEER}{label}" in self.peers:
+                    self._set_weight(f"{PEER}{label}", copy.deepcopy(self._followed.get(label, 1.0)))
+        self.term_weights = self._term_weights()
+
     def advance(self, progress: Progress) -> None:
         """Set every scheduled scalar to its value for the step that is about to run."""
+        self.follow_weights()
         self.set_scalars({name: schedule.value(progress) for name, schedule in self.scheduled.items()})
 
     def set_scalars(self, values: Mapping[str, float]) -> None:
