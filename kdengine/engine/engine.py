@@ -53,6 +53,7 @@ from kdengine.engine.monitor import Monitor
 from kdengine.engine.naming import check_names
 from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
+from kdengine.engine.objective_module import ObjectiveModule
 from kdengine.engine.optimizers import BROUGHT, Named, OptimizerLike, clipped_together, make_optimizer, part_kinds
 from kdengine.engine.precision import Precision
 from kdengine.engine.recall import recall
@@ -565,6 +566,17 @@ class Engine:
             >>> engine.objective(torch.randn(2, 4)).requires_grad
             True
         """
+        self._warn_of_drift(batch, student)
+        return self._objective(batch, student=student, progress=progress, window=window)
+
+    def _objective(
+        self,
+        batch: Any,
+        *,
+        student: nn.Module | None = None,
+        progress: Progress | None = None,
+        window: Sequence[Any] | None = None,
+    ) -> Tensor:
         read = self._to_batch(batch)
         models, objective, precision = self._models_for(read)
         self._say_what_does_not_act()
@@ -575,6 +587,36 @@ class Engine:
         return self._foreign.objective(
             models, objective, precision, read, others, student=student, device=self.runtime.device
         )
+
+    def as_module(self, batch: Any) -> nn.Module:
+        """Join student and losses in one module whose forward pass is :meth:`objective`.
+
+        For a loop that wraps the model that it trains (DistributedDataParallel, Accelerate), or stores its state dict:
+        parameters that losses bring are then exchanged and stored with the student's. The teacher is no part of it.
+
+        Args:
+            batch: an item as a loader would yield it, on whose shapes projectors are made.
+
+        Example:
+            >>> from kdengine.losses import Hint
+            >>> engine = Engine(nn.Linear(4, 3), nn.Linear(4, 5), losses=[Hint("", "")])
+            >>> module = engine.as_module(torch.randn(2, 4))
+            >>> sorted({name.split(".")[0] for name in module.state_dict()})
+            ['losses', 'student']
+            >>> module(torch.randn(2, 4)).requires_grad
+            True
+        """
+        _, objective, _ = self._models_for(self._to_batch(batch))
+        return ObjectiveModule(self.student, objective.modules, self._objective)
+
+    def _warn_of_drift(self, batch: Any, student: nn.Module | None) -> None:
+        """Warn once where another loop's processes would train the losses' own parameters apart from each other."""
+        if isinstance(student, nn.parallel.DistributedDataParallel) and (own := self.loss_parameters(batch)):
+            self.notices.once(
+                f"the losses bring parameters of their own ({own[0][0]}, ...) that are not in the module which "
+                "DistributedDataParallel wraps: every process would train its own. Wrap both: "
+                "model = DistributedDataParallel(engine.as_module(batch)); loss = model(batch)"
+            )
 
     def _say_what_does_not_act(self) -> None:
         """Warn once of arguments that have no part in a loop that is not the engine's."""
