@@ -260,3 +260,8 @@ def _check_rows(batch: Batch) -> None:
                 f"a batch of {batch.size} items got {name} that are {describe(given)}; expected a tensor "
                 f"({batch.size},), one value for each item"
             )
+        if name != "weights" and given.is_floating_point():
+            kind = (
+                "positions in the data set, int64" if name == "index" else "bool; how much an item counts is weights="
+            )
+            raise ConfigurationError(f"a batch got {name} that are {describe(given)}; expected {kind}")

@@ -48,14 +48,22 @@ def rebuild(value: Any, parts: Sequence[Any]) -> Any:
     """The same kind of structure with other parts, in the order of :func:`children`."""
     if isinstance(value, Mapping):
         return _rebuild_mapping(value, dict(zip(value, parts, strict=True)))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*parts)
+    kind: Any = type(value)
+    if isinstance(value, tuple) and hasattr(kind, "_make"):
+        return kind._make(parts)
     if isinstance(value, tuple | list):
-        return type(value)(parts)
+        return _rebuild_sequence(value, parts)
     made = copy.copy(value)
     for field, part in zip(fields(value), parts, strict=True):
         object.__setattr__(made, field.name, part)
     return made
+
+
+def _rebuild_sequence(value: Any, parts: Sequence[Any]) -> Any:
+    try:
+        return type(value)(parts)
+    except TypeError:  # a subclass that is made in another way
+        return tuple(parts) if isinstance(value, tuple) else list(parts)
 
 
 def _rebuild_mapping(value: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
@@ -84,9 +92,14 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if not isinstance(value, Mapping) and callable(to := getattr(value, "to", None)):
-        return to(device) if isinstance(value, tuple) else copy.copy(value).to(device)  # some move in place
+        return to(device) if isinstance(value, tuple) else _moved(copy.copy(value), device)  # some move in place
     parts = [part for _, part in children(value)]
     return rebuild(value, [move(part, device) for part in parts]) if parts else value
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    moved = value.to(device)
+    return value if moved is None else moved
 
 
 def cast(value: Any, dtype: torch.dtype | None) -> Any:

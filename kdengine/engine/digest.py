@@ -54,7 +54,12 @@ def _weights(place: int, width: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     """What the batch holds on the host, with a row per item."""
     for part in tensors((batch.index, batch.labels, batch.weights, batch.inputs)):
-        if part.device.type == "cpu" and part.shape[:1] == (batch.size,) and part.numel():
+        if (
+            part.layout == torch.strided
+            and part.device.type == "cpu"
+            and part.shape[:1] == (batch.size,)
+            and part.numel()
+        ):
             yield part
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdengine.api import Batch, ConfigurationError, EvaluateContext, Metric, Output
+from kdengine.api.structure import map_tensors
 from kdengine.engine import random
 from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
@@ -119,8 +120,8 @@ def pool(batch: Batch, runtime: Runtime) -> Batch:
     """The logits, labels and index of all processes' shares of a batch; without inputs and features."""
     kept = slice(None) if batch.mask is None else batch.mask  # what only keeps a process busy counts nowhere
 
-    def gather(part: Tensor | None) -> Tensor | None:
-        return None if part is None else runtime.processes.gather_rows(part[kept])
+    def gather(part: Any) -> Any:
+        return map_tensors(lambda tensor: runtime.processes.gather_rows(tensor[kept]), part)
 
     logits = runtime.processes.gather_rows(batch.student.logits[kept])
     pooled = Batch(None, gather(batch.labels), gather(batch.index), weights=gather(batch.weights), size=len(logits))

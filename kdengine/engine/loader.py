@@ -6,7 +6,7 @@ import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,20 +49,27 @@ class WithIndex(tuple[Any, ...]):
 
     An engine that is given it tells the index from the parts, however many there are.
 
-    Attributes:
-        data: the parts, as the collate function made them.
-        positions: of the items in the data set.
+    What moves its tensors, as Lightning and Accelerate do, makes another one of the same type.
     """
 
-    data: Any
-    positions: Tensor
+    parts: Any = None
 
     @classmethod
     def of(cls, item: Indexed) -> WithIndex:
         """The parts and the index of a batch."""
         made = cls((*item.data, item.index))
-        made.data, made.positions = item.data, item.index
+        made.parts = item.data
         return made
+
+    @property
+    def data(self) -> Any:
+        """The parts, as the collate function made them."""
+        return tuple(self[:-1]) if self.parts is None else self.parts
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions of the items in the data set."""
+        return cast("Tensor", self[-1])
 
 
 class SeededDataset(Dataset[Any]):
@@ -213,6 +220,10 @@ class Loader:
         self._loader = self._make(persistent=workers > 0)
         self._latest: weakref.ref[Any] | None = None
         self._notices = Notices()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process, or a copy, starts from: nobody reads from it yet."""
+        return {**self.__dict__, "_latest": None}
 
     def _make(self, *, persistent: bool) -> DataLoader[Any]:
         return DataLoader(

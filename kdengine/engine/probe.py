@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random as python_random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -58,9 +58,9 @@ def own_generators(root: Any) -> Iterator[Any]:
 
 def _referred(value: Any) -> Iterator[Any]:
     """What one object refers to."""
-    if isinstance(value, Mapping | list | tuple | set | frozenset):
+    if isinstance(value, dict | list | tuple | set | frozenset):  # of another mapping, values may be read from a disk
         if len(value) <= _LONGEST:
-            yield from value.values() if isinstance(value, Mapping) else value
+            yield from value.values() if isinstance(value, dict) else value
         return
     if isinstance(value, MethodType):
         yield from (value.__self__, value.__func__)

@@ -61,3 +61,9 @@ def test_inputs_of_any_type_and_form(dtype):
     rows = torch.arange(4).to(dtype)
     assert digest(Batch({"a": rows, "b": rows[:, None]})) != digest(Batch({"a": rows, "b": rows.roll(1)[:, None]}))
     assert digest(Batch({"a": rows, "name": "text"}, size=4)) == digest(Batch({"a": rows}))
+
+
+def test_inputs_in_several_parts_are_all_looked_at():
+    rows = torch.arange(4.0)[:, None]
+    assert digest(Batch((rows, rows + 1))) != digest(Batch((rows, rows + 2)))
+    assert digest(Batch((rows, rows.to_sparse()))) == digest(Batch((rows,)))

@@ -189,3 +189,12 @@ def test_a_batch_of_the_users_own_is_left_as_it_is():
 def test_a_step_of_no_micro_batches_is_refused():
     with pytest.raises(kdengine.ConfigurationError, match="at least one; got none"):
         engine().train_step([])
+
+
+def test_a_generator_trains_on_all_of_its_batches_even_where_a_loss_is_set_up_on_the_first():
+    students = []
+    for loader in (generator(), batches()):
+        student = mlp()
+        engine(student, losses={"hint": Hint("0", "0")}, weights={}, seed=0).fit(loader, epochs=1, steps_per_epoch=4)
+        students.append(flat(student))
+    assert torch.equal(*students)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import namedtuple
 
 import pytest
@@ -106,6 +108,20 @@ def test_in_a_loop_of_ones_own_the_index_comes_last_and_an_engine_knows_it(parts
     batch = to_batch(item)
     assert torch.equal(batch.index, item[-1])
     assert (batch.labels is None) == (parts == 1)
+
+
+def test_an_item_that_a_trainer_has_moved_keeps_its_index():
+    item = next(iter(kdengine.loader(TensorDataset(INPUTS), 8)))
+    moved = type(item)(part.clone() for part in item)  # as Lightning and Accelerate move a tuple
+    batch = to_batch(moved)
+    assert (batch.labels, batch.index.tolist()) == (None, item[-1].tolist())
+
+
+def test_a_loader_can_be_copied_and_sent():
+    loader = kdengine.loader(items(24), 8)
+    next(iter(loader))
+    again = pickle.loads(pickle.dumps(copy.deepcopy(loader)))
+    assert torch.equal(next(again.batches(0)).index, next(loader.batches(0)).index)
 
 
 class Halved(TensorDataset):

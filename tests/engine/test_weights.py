@@ -140,6 +140,12 @@ def test_weights_have_one_value_for_each_item(shape):
         weighted(*data()[:2], torch.ones(shape))
 
 
+@pytest.mark.parametrize(("name", "said"), [("mask", "weights="), ("index", "int64")])
+def test_weights_in_the_place_of_a_mask_or_an_index_are_refused(name, said):
+    with pytest.raises(kdengine.ConfigurationError, match=f"got {name} that are a tensor .12,. float64; .*{said}"):
+        kdengine.Batch(data()[0], **{name: data()[2]})
+
+
 def test_metrics_count_every_item_alike():
     inputs, labels, weights = data()
     measured = engine(mlp(dtype=DOUBLE), metrics={"top1": "top1"})
