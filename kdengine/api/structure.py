@@ -19,6 +19,10 @@ from kdengine.api.errors import ConfigurationError
 
 _CONSTANTS = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 """What belongs to a whole batch rather than to its items, and may stand beside its tensors."""
+_MOST_SHOWN = 8
+"""Most elements of a sequence that a description lists one by one."""
+_LONGEST = 40
+"""Most characters of a value that a description shows."""
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -156,13 +160,19 @@ def describe(value: Any) -> str:
     >>> describe({"a": 1})
     "a dict with keys ['a']"
     """
+    name = type(value).__name__
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {list(value)}"
+        return f"a {name} with keys {list(value)}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}: {[type(item).__name__ for item in value]}"
-    return f"a {type(value).__name__} with fields {sorted(vars(value)) if hasattr(value, '__dict__') else []}"
+        kinds = [type(item).__name__ for item in value]
+        return f"a {name} of {len(value)}: {kinds if len(kinds) <= _MOST_SHOWN else sorted(set(kinds))}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a {name} {tuple(value.shape)} {value.dtype}"
+    if value is None or isinstance(value, str | int | float):
+        return f"{value!r}" if len(repr(value)) <= _LONGEST else f"a {name} of {len(repr(value))} characters"
+    return f"a {name} with fields {sorted(vars(value)) if hasattr(value, '__dict__') else []}"
 
 
 def slice_items(value: Any, first: int, last: int, size: int, path: str = "inputs") -> Any:

@@ -107,6 +107,11 @@ def _from_mapping(data: Mapping[str, Any], structured: bool) -> Batch:
 def _as_labels(labels: Any, structured: bool) -> Any:
     if labels is None or isinstance(labels, Tensor) or structured:
         return labels
+    if hasattr(labels, "__array__"):
+        raise ConfigurationError(
+            f"expected labels as a tensor, got {describe(labels)}: make tensors of arrays, by torch.as_tensor in the "
+            "collate function or in Engine(batch=lambda item: kdengine.Batch(*map(torch.as_tensor, item)))"
+        )
     raise ConfigurationError(
         f"expected labels as a tensor, got {describe(labels)}; say how losses read theirs by "
         "Engine(labels={'ce': lambda labels: labels[...]}), or pass Engine(batch=fn)"

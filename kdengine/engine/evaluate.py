@@ -16,7 +16,7 @@ from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.forward import run_student, run_teacher
 from kdengine.engine.loader import Loader
-from kdengine.engine.loaders import reads_once
+from kdengine.engine.loaders import check_loader, reads_once
 from kdengine.engine.metrics import as_numbers, describe
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.naming import placed
@@ -51,6 +51,7 @@ def measure(
         model: evaluated in the student's place (its moving average).
         pause: called after each batch that all processes share; may leave by raising.
     """
+    check_loader(loader)
     student = models.student if model is None else model
     teach = any(metric.needs_teacher for metric in metrics.values())
     for metric in metrics.values():

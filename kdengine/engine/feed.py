@@ -14,7 +14,7 @@ from kdengine.api.processes import ALONE, Processes
 from kdengine.engine import random
 from kdengine.engine.batching import take, uncounted
 from kdengine.engine.loader import WHOLE, Loader, Share
-from kdengine.engine.loaders import check_index, known_batches, restarted
+from kdengine.engine.loaders import check_index, check_loader, known_batches, restarted
 from kdengine.engine.notices import Notices
 
 
@@ -50,6 +50,7 @@ class Feed:
     ) -> None:
         if accumulate < 1:
             raise ConfigurationError(f"accumulate must be at least 1, got {accumulate}")
+        check_loader(loader)
         self.processes = processes
         self.share: Share = (processes.rank, processes.world)
         if processes.world > 1 and not (sharded or isinstance(loader, Loader)):

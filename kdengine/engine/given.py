@@ -64,6 +64,12 @@ def check_size(role: str, output: Output, batch: Batch) -> None:
     Raises:
         ConfigurationError: it says what was counted, and what came.
     """
+    if output.logits.ndim == 1 and batch.size != output.logits.size(0):
+        raise ConfigurationError(
+            f"the {role}'s logits are {describe(output.logits)}, those of one item: the loader seems to give items "
+            f"({describe(batch.inputs)}) rather than batches; make batches of a data set by "
+            "kdengine.loader(dataset, batch_size)"
+        )
     if output.logits.shape[:1] != (batch.size,):
         raise ConfigurationError(
             f"the {role}'s logits are {describe(output.logits)}, but the batch has {batch.size} items, by the first "

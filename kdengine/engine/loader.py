@@ -142,6 +142,16 @@ def tensors_of(dataset: Any) -> tuple[Tensor, ...] | None:
     return found
 
 
+def name_of(dataset: Any) -> str:
+    """What a message calls a data set: its class, and that of the one inside.
+
+    >>> name_of(torch.utils.data.Subset([1, 2], [0]))
+    'Subset of list'
+    """
+    name, inner = type(dataset).__name__, getattr(dataset, "dataset", None)
+    return name if inner is None else f"{name} of {type(inner).__name__}"
+
+
 def bounds(items: int, share: Share) -> tuple[int, int]:
     """The first item of a share of a batch, and the first after it.
 
@@ -262,7 +272,7 @@ class Loader:
         """The item; a data set that cannot be seeded is named once."""
         if item.unsteady:
             self._notices.once(
-                f"two draws of one item of the data set {type(self.dataset).__name__} under one seed differ: it, or a "
+                f"two draws of one item of the data set {name_of(self.dataset)} under one seed differ: it, or a "
                 "transform, draws from a random generator of its own, which kdengine cannot seed. So batches depend on "
                 "the number of workers, a resume is not exact, and a teacher's cache does not hold. Draw from torch, "
                 "random or numpy.random themselves, or seed the generator in __getitem__ from what kdengine has set: "

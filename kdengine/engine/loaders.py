@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -10,7 +10,22 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from kdengine.api import Batch, ConfigurationError
+from kdengine.api.batch import describe
 from kdengine.engine.loader import Loader
+
+
+def check_loader(loader: Any) -> None:
+    """Refuse what is no loader of batches.
+
+    Raises:
+        ConfigurationError: it cannot be iterated over, or it is one batch.
+    """
+    if isinstance(loader, Mapping | Batch):
+        raise ConfigurationError(
+            f"expected a loader, an iterable of batches, got {describe(loader)}: one batch goes into a list, [batch]"
+        )
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise ConfigurationError(f"expected a loader, an iterable of batches, got {describe(loader)}")
 
 
 def known_batches(loader: Iterable[Any]) -> int | None:

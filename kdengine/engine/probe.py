@@ -18,6 +18,8 @@ from kdengine.engine import random
 _MOST_OBJECTS = 2000
 _LONGEST = 100
 """A longer sequence holds data, not transforms."""
+_SEEDED = ("builtins", "torch", "torchvision")
+"""Modules whose classes draw from generators that kdengine seeds."""
 
 
 def draws_differ(dataset: Any, sample: Callable[[], Any]) -> bool:
@@ -69,7 +71,16 @@ def _referred(value: Any) -> Iterator[Any]:
         yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
     elif isinstance(held := getattr(value, "__dict__", None), dict):
         yield from held.values()
-        yield from (getattr(type(value), name, None) for name in ("__getitem__", "__call__"))
+        for kind in type(value).__mro__:
+            if not kind.__module__.startswith(_SEEDED):
+                yield from map(_function, vars(kind).values())
+
+
+def _function(member: Any) -> Any:
+    """The function behind what a class has."""
+    if isinstance(member, property):
+        return member.fget
+    return member.__func__ if isinstance(member, staticmethod | classmethod) else member
 
 
 def _is_empty(cell: Any) -> bool:

@@ -180,6 +180,24 @@ def test_a_loader_that_gives_less_than_its_length_is_named_once():
     assert len(told) == 1
 
 
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        ({"x": torch.zeros(4, 12)}, r"expected a loader, .* got a dict with keys \['x'\]: one batch goes into a list"),
+        (kdengine.Batch(torch.zeros(4, 12)), "got a Batch .*one batch goes into a list"),
+        (None, "expected a loader, .* got None"),
+        (items(), r"the student's logits are a tensor \(5,\) float32, those of one item: .*kdengine.loader\(dataset"),
+        (DataLoader(items(), batch_size=None), "those of one item"),
+        ([tuple(part.numpy() for part in items().tensors)], r"got a ndarray \(32,\) int64: make tensors of arrays"),
+    ],
+)
+def test_what_is_no_loader_of_batches_is_told_so(loader, said):
+    with pytest.raises(kdengine.ConfigurationError, match=said):
+        engine().fit(loader, epochs=1, steps_per_epoch=1)
+    with pytest.raises(kdengine.ConfigurationError, match=said):
+        engine(metrics={"top1": "top1"}).evaluate(loader)
+
+
 def test_a_batch_of_the_users_own_is_left_as_it_is():
     own = kdengine.Batch(*batches()[0])
     engine().fit([own], epochs=2)

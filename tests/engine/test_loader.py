@@ -141,6 +141,40 @@ def test_a_worker_tells_of_the_data_set_too():
         list(kdengine.loader(OwnGenerator(np.random.default_rng(3)), 4, workers=1))
 
 
+GENERATOR = random.Random(3)
+
+
+def flipped(value):
+    return -value if GENERATOR.random() > 2.0 else value  # never, but it draws
+
+
+class Global(Noisy):
+    """Draws in a function that the class holds, from a generator of the module."""
+
+    change = staticmethod(flipped)
+
+    def __getitem__(self, index):
+        return self.change(super().__getitem__(index)[0])
+
+
+class Closed(Noisy):
+    """Draws in a closure."""
+
+    def __init__(self):
+        super().__init__()
+        generator = np.random.default_rng(0)
+        self.change = lambda value: value + 0.0 * generator.random()
+
+    def __getitem__(self, index):
+        return self.change(super().__getitem__(index)[0])
+
+
+@pytest.mark.parametrize("make", [Global, Closed, lambda: torch.utils.data.Subset(Closed(), range(5))])
+def test_a_generator_is_found_where_transforms_keep_it(make):
+    with pytest.warns(UserWarning, match="(Global|Closed) under one seed differ"):
+        list(kdengine.loader(make(), 5))
+
+
 class Unequal:
     """Compares by identity."""
 
