@@ -170,8 +170,10 @@ def describe(value: Any) -> str:
         return f"a {name} of {len(value)}: {kinds if len(kinds) <= _MOST_SHOWN else sorted(set(kinds))}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {name} {tuple(value.shape)} {value.dtype}"
-    if value is None or isinstance(value, str | int | float):
-        return f"{value!r}" if len(repr(value)) <= _LONGEST else f"a {name} of {len(repr(value))} characters"
+    if value is None:
+        return "None"
+    if isinstance(value, str | int | float):
+        return f"a {name} {value!r:.{_LONGEST}}"
     return f"a {name} with fields {sorted(vars(value)) if hasattr(value, '__dict__') else []}"
 
 
