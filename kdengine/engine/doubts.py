@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, Loss, Output
-from kdengine.engine.label_checks import ignored
+from kdengine.api import Batch, Output
 from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
+from kdengine.engine.padding import warn_of_padded_logits
 
 
 def about_loss(label: str, objective: Objective, batch: Batch, notices: Notices) -> None:
@@ -27,7 +25,7 @@ def about_loss(label: str, objective: Objective, batch: Batch, notices: Notices)
         warn_of_probabilities(label, "student", batch.student, notices)
         if loss.needs.teacher:
             warn_of_probabilities(label, "teacher", batch.teacher, notices)
-    warn_of_padding(label, loss, batch, notices)
+    warn_of_padded_logits(label, loss, batch, notices)
     warn_of_target(label, objective, batch, notices)
 
 
@@ -53,41 +51,6 @@ def sums_to_one(logits: Tensor) -> bool:
     rows = logits.detach()
     tolerance = min(0.02, 8 * logits.shape[-1] ** 0.5 * torch.finfo(logits.dtype).eps)  # rounding of the summands
     return bool((rows >= 0).all() & ((rows.sum(dim=-1, dtype=torch.float32) - 1).abs() <= tolerance).all())
-
-
-def warn_of_padding(label: str, loss: Loss, batch: Batch, notices: Notices) -> None:
-    """Warn where a term divides by items though some positions of its sequences are padding.
-
-    A loss that divides by the labelled positions, or is given positions as items, has nothing to fear.
-    """
-    positions = batch.student.logits.shape[:-1]  # (B, T)
-    if not (loss.needs.teacher and loss.needs.classes is not None and len(positions) == 2):
-        return
-    mark = padding(batch, positions, ignored(loss))
-    if mark is None or all(mask is not None and mask.ndim > 1 for mask in masks_of(loss, batch)):
-        return
-    notices.once(
-        f"losses.{label}: it is a mean over items, in which all {positions[1]} positions of each sequence count, also "
-        f"those that {mark}. To leave them out, make every position an item, by Engine(batch=..., output=...): see "
-        "'Leave padding out' in docs/how-to.md"
-    )
-
-
-def padding(batch: Batch, positions: torch.Size, ignore_index: int) -> str | None:
-    """By what some positions are marked as padding, in words; None where none is."""
-    labels = batch.labels
-    if isinstance(labels, Tensor) and labels.shape == positions and bool((labels == ignore_index).any()):
-        return f"have the label {ignore_index}"
-    mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
-    if isinstance(mask, Tensor) and mask.shape == positions and bool((mask == 0).any()):
-        return "attention_mask leaves out"
-    return None
-
-
-def masks_of(loss: Loss, batch: Batch) -> list[Tensor | None]:
-    """The mask of each term, as the loss itself gives it."""
-    valid = loss.valid(batch)
-    return [valid if valid is None or isinstance(valid, Tensor) else valid.get(term) for term in loss.terms]
 
 
 def warn_of_target(label: str, objective: Objective, batch: Batch, notices: Notices) -> None:

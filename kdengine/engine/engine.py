@@ -422,7 +422,7 @@ class Engine:
 
     def _models(self, example: Callable[[], Batch]) -> tuple[Models, Objective, Precision]:
         mutual = self.source is not None and self.source.learns
-        objective = Objective(self.losses, self.weights, mutual=mutual, heads=self.heads)
+        objective = Objective(self.losses, self.weights, mutual=mutual, heads=self.heads, notices=self.notices)
         models = make_models(
             self.student,
             self.source,

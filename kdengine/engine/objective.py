@@ -21,6 +21,8 @@ from kdengine.engine.heads import Heads
 from kdengine.engine.label_checks import check_labels, check_range, ignored
 from kdengine.engine.mutual import PEER, exchanged, peer_losses, peer_weights, settled
 from kdengine.engine.naming import module_names
+from kdengine.engine.notices import Notices
+from kdengine.engine.padding import warn_of_padded_values
 from kdengine.engine.value_checks import check_values, recorded_values
 
 Masks: TypeAlias = Sequence[Tensor | None]
@@ -36,6 +38,7 @@ class Objective:
             next step on.
         mutual: whether the teacher learns too, by copies of the losses.
         heads: what each loss reads as logits and labels; by default all read the same.
+        notices: of the engine, for what may be meant.
 
     Attributes:
         names: full names of the terms, ``label`` or ``label.term``, in a fixed order.
@@ -53,6 +56,7 @@ class Objective:
         *,
         mutual: bool = False,
         heads: Heads | None = None,
+        notices: Notices | None = None,
     ) -> None:
         for label, loss in losses.items():
             if not isinstance(loss, Loss):
@@ -70,6 +74,7 @@ class Objective:
         self.module_names = module_names(losses)
         self.modules = nn.ModuleDict({self.module_names[label]: loss for label, loss in losses.items()})
         self.unseen = set(losses)
+        self._notices = notices or Notices()
         self.heads = Heads(None, None, losses) if heads is None else heads
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
         self.names = [label if term == "loss" else f"{label}.{term}" for label, term in self.terms]
@@ -274,7 +279,9 @@ class Objective:
                 total = loss.weighted_sum(batch, weights)
         finally:
             if "given" in kept:
-                check_values(loss, batch, weights, kept["given"])
+                values = check_values(loss, batch, weights, kept["given"])
+                masks = {term: isinstance(weight, Tensor) and weight.ndim > 1 for term, weight in weights.items()}
+                warn_of_padded_values(label, loss, batch, values, masks, self._notices)
         self.unseen.discard(label)
         return total
 

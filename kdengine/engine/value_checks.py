@@ -35,7 +35,7 @@ def recorded_values(loss: Loss) -> Iterator[dict[str, Any]]:
             loss.__dict__[method] = before
 
 
-def check_values(loss: Loss, batch: Batch, weights: Mapping[str, Weight], given: Any) -> None:
+def check_values(loss: Loss, batch: Batch, weights: Mapping[str, Weight], given: Any) -> Mapping[str, Tensor]:
     """Check what a loss returned for a batch.
 
     Args:
@@ -43,6 +43,9 @@ def check_values(loss: Loss, batch: Batch, weights: Mapping[str, Weight], given:
         batch: as the loss saw it.
         weights: per term, as they were passed to ``weighted_sum``.
         given: what ``per_item``, or ``value`` for scope ``"batch"``, returned.
+
+    Returns:
+        the values of each term.
 
     Raises:
         ConfigurationError: terms are missing, or the engine's reduction of the values would not be what is promised.
@@ -62,6 +65,7 @@ def check_values(loss: Loss, batch: Batch, weights: Mapping[str, Weight], given:
         else:
             _check_rows(what, named[term], batch, weights[term])
             _check_broadcast(loss, named[term], batch)
+    return named
 
 
 def _check_scalar(what: str, value: Tensor) -> None:

@@ -30,6 +30,7 @@ def check_loss(
     * the same batch and state give the same bits;
     * ``weighted_sum`` agrees with the default of :class:`kdengine.Loss` to 1e-10, in value and gradient;
     * any split of a batch into micro-batches, and into processes, gives the same gradient to 1e-12 (scope ``"item"``);
+    * items without a label do not count in what compares with labels;
     * items that do not count may hold NaN; empty batches and batches of one item are finite;
     * tensors of the batch and the models behind them are left as they are, training mode included;
     * the gradient agrees with finite differences to 1e-5;
@@ -95,7 +96,7 @@ def certify_loss(
         >>> from kdengine.losses import LogitMSE
         >>> certificate = certify_loss(LogitMSE)
         >>> [finding.check for finding in certificate.rows if finding.outcome == "does not apply"]
-        ['scalars', 'temperature', 'classes']
+        ['labels', 'scalars', 'temperature', 'classes']
     """
     case = Case(name_of(factory), factory, arguments, sample, features)
     with _quiet():

@@ -322,3 +322,39 @@ def test_a_loss_that_reads_the_teacher_by_default_says_so_where_labels_lie_unrea
         soft = several.softmax(-1)
         engine(losses={"mine": loss(), "ce": CE()}, weights={}).objective((X, soft))
     assert X.shape[1] == INPUTS
+
+
+class PerToken(kdengine.Loss):
+    """A loss of one's own with a value for each position."""
+
+    def __init__(self, **needs):
+        super().__init__()
+        self.needs = kdengine.Needs(labels=True, **needs)
+
+    def per_item(self, batch):
+        return F.cross_entropy(batch.student.logits.movedim(-1, 1), batch.labels, reduction="none")
+
+
+def test_padding_that_counts_in_a_loss_of_ones_own_is_said_until_it_declares_its_classes():
+    with pytest.warns(UserWarning, match=r"losses\.mine: PerToken\.per_item gives a value for each of 6 positions"):
+        single(Language(8), PerToken(), padded(), Language(16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = single(Language(8), PerToken(classes="exclusive", teacher=False), padded())
+        single(Language(8), PerToken(), {**padded(), "labels": (TOKENS + 1) % 12}, Language(16))
+    labels = padded()["labels"].flatten()
+    expected = F.cross_entropy(Language(8)(TOKENS)["logits"].flatten(0, 1), labels).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_head_that_no_loss_trains_is_named_in_the_first_step():
+    fitted = engine(Two(), losses={"ce": CE()}, weights={}, output=lambda output: output[0])
+    with pytest.warns(UserWarning, match="of the student's .* got no gradient in the first step: .*two"):
+        fitted.fit([(X, Y)] * 2, epochs=1)
+    quiet = Two()
+    quiet.two.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine(quiet, losses={"ce": CE()}, weights={}, output=lambda output: output[0]).fit([(X, Y)], epochs=1)
+        both = {"ce": lambda output: output[0], "own": lambda output: output[1]}
+        engine(Two(), losses={"ce": CE(), "own": CE()}, weights={}, output=both).fit([(X, Y)], epochs=1)

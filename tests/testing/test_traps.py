@@ -275,7 +275,33 @@ class Draws(Divergence):
         return super().per_item(batch) * torch.rand((), generator=self.generator).item()
 
 
+class CrossEntropy(kdengine.Loss):
+    """A loss with labels that leaves to the base class which items have one."""
+
+    needs = kdengine.Needs(teacher=False, labels=True)
+
+    def per_item(self, batch):
+        labels = torch.where(batch.labels == -100, 0, batch.labels)
+        return -wide(batch.student.logits).log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+class CountsUnlabelled(CrossEntropy):
+    def valid(self, batch):
+        return None
+
+
+class CountsUnlabelledPartly(CrossEntropy):
+    def valid(self, batch):
+        return (batch.labels != -100) | (torch.arange(batch.size) == 1)
+
+
 TRAPS = [
+    (
+        CountsUnlabelled,
+        "labels",
+        r"items whose label is -100 \(ignore_index\) count in every term.*leave valid\(batch\)",
+    ),
+    (CountsUnlabelledPartly, "labels", r"items whose label is -100 \(ignore_index\) count in every term"),
     (MeanOverClasses, "classes", r"'loss' is 0.5 times what it was \(does it divide by the number of classes\?\)"),
     (
         WithoutSquare,
@@ -320,7 +346,7 @@ def test_the_kit_names_the_trap(loss, check, said):
         check_loss(loss)
 
 
-@pytest.mark.parametrize("twin", [Divergence, Standardised, Lowest, Remembers, KeepsSteps])
+@pytest.mark.parametrize("twin", [Divergence, Standardised, Lowest, Remembers, KeepsSteps, CrossEntropy])
 def test_the_correct_twin_passes(twin):
     check_loss(twin)
 

@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     reduction.weighted_sum,
     reduction.split,
     reduction.processes,
+    items.unlabelled,
     items.poison,
     untouched.tensors,
     untouched.models,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdengine.api.labels import IGNORE_INDEX
 from kdengine.testing.case import Case, evaluate
 from kdengine.testing.samples import change, without_outputs
 from kdengine.testing.trial import Trial, promises
@@ -31,6 +32,27 @@ def poison(case: Case, trial: Trial) -> None:
     what = "NaN in items that do not count: the"
     trial.close(f"{what} loss", [got.total], [expected.total], 1e-12)
     trial.close(f"{what} gradient of the others", got.gradients, expected.gradients, 1e-12)
+
+
+@promises("labels", "items without a label do not count in what compares with labels")
+def unlabelled(case: Case, trial: Trial) -> None:
+    """Of a loss that needs class ids, at least one term leaves out the items whose id is ``ignore_index``."""
+    loss, batch = case.make(), case.batch()
+    labels, ignored = batch.labels, getattr(loss, "ignore_index", IGNORE_INDEX)
+    if not loss.needs.labels or labels is None or labels.is_floating_point():
+        trial.skip("it reads no class ids")
+    absent = (labels == ignored).reshape(batch.size, -1).all(dim=-1)
+    if not absent.any():
+        trial.skip(f"no item of the sample has the label {ignored}")
+    trial.tries(f"{int(absent.sum())} of {batch.size} items with the label {ignored}")
+    masks = case.objective(loss).masks(without_outputs(batch))
+    counting = [mask is None or bool(mask.reshape(batch.size, -1).any(dim=-1)[absent].any()) for mask in masks]
+    trial.require(
+        not all(counting),
+        f"items whose label is {ignored} (ignore_index) count in every term, so that the mean over items is too small; "
+        "leave valid(batch) to kdengine.Loss, which counts labelled items where needs.labels is True, or return "
+        f"batch.labels != {ignored}",
+    )
 
 
 def _fill(tensor: Tensor, dead: Tensor) -> Tensor:
