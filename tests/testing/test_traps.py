@@ -290,11 +290,6 @@ class CountsUnlabelled(CrossEntropy):
         return None
 
 
-class CountsUnlabelledPartly(CrossEntropy):
-    def valid(self, batch):
-        return (batch.labels != -100) | (torch.arange(batch.size) == 1)
-
-
 TRAPS = [
     (
         CountsUnlabelled,

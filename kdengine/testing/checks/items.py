@@ -39,12 +39,12 @@ def unlabelled(case: Case, trial: Trial) -> None:
     """Of a loss that needs class ids, at least one term leaves out the items whose id is ``ignore_index``."""
     loss, batch = case.make(), case.batch()
     labels, ignored = batch.labels, getattr(loss, "ignore_index", IGNORE_INDEX)
+    trial.tries(f"items with the label {ignored}")
     if not loss.needs.labels or labels is None or labels.is_floating_point():
         trial.skip("it reads no class ids")
     absent = (labels == ignored).reshape(batch.size, -1).all(dim=-1)
     if not absent.any():
         trial.skip(f"no item of the sample has the label {ignored}")
-    trial.tries(f"{int(absent.sum())} of {batch.size} items with the label {ignored}")
     masks = case.objective(loss).masks(without_outputs(batch))
     counting = [mask is None or bool(mask.reshape(batch.size, -1).any(dim=-1)[absent].any()) for mask in masks]
     trial.require(
