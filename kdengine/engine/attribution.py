@@ -71,12 +71,13 @@ def origin(loss: Loss) -> str | None:
     if not (inspect.isclass(code) or inspect.isroutine(code)):
         code = type(code)
     module: str = getattr(code, "__module__", None) or ""
-    top = module.split(".")[0]
-    if top == "kdengine":
+    file = getattr(sys.modules.get(module), "__file__", None) or _file_of(code)
+    if file is not None and Path(file).is_relative_to(Path(__file__).parents[1]):
         return None
-    if top and (found := metadata.packages_distributions().get(top)):
+    top = module.split(".")[0]
+    if top and top != "kdengine" and (found := metadata.packages_distributions().get(top)):
         return f"{found[0]} {metadata.version(found[0])}"
-    return getattr(sys.modules.get(module), "__file__", None) or _file_of(code) or module or None
+    return file or module or None
 
 
 def _file_of(code: object) -> str | None:

@@ -270,6 +270,41 @@ def test_what_cannot_work_is_said_before_a_teacher_is_trained_or_a_directory_tak
     carry_out()
 
 
+RAISES = """
+import kdengine
+
+kdengine_hook_version = 1
+
+
+class Boom(kdengine.Loss):
+    calls = 0
+
+    def __init__(self, after: int = 0):
+        super().__init__()
+        self.after = after
+
+    def per_item(self, batch):
+        type(self).calls += 1
+        if type(self).calls > self.after:
+            raise RuntimeError("size mismatch")
+        return batch.student.logits.sum(-1)
+
+
+@kdengine.hookimpl
+def kdengine_losses():
+    return {"boom": Boom}
+"""
+
+
+@pytest.mark.parametrize(("after", "step"), [(0, ""), (5, r" \(at step 5\)")])
+def test_a_loss_that_raises_is_told_with_its_line_file_and_step(carry_out, tmp_path, after, step):
+    (tmp_path / "boom.py").write_text(RAISES)
+    told = rf"line \d+.*losses\.boom.*: Boom \(.*boom\.py\) raised RuntimeError at boom\.py:17: size mismatch{step}"
+    text = SMALL.replace("losses.ce", f"losses.boom = {{ after = {after} }}\nlosses.ce")
+    with pytest.raises(RecipeError, match=rf"(?s){told}"):
+        carry_out(text, "baseline=false", plugins=[str(tmp_path / "boom.py")])
+
+
 def test_classes_that_differ_train_once_the_recipe_says_how_they_correspond(carry_out):
     shared = carry_out(SMALL, "teacher.classes=12", "train.classes=shared")
     assert shared["student"]["metrics"]["agreement"] is not None

@@ -296,7 +296,6 @@ TRAPS = [
         "labels",
         r"items whose label is -100 \(ignore_index\) count in every term.*leave valid\(batch\)",
     ),
-    (CountsUnlabelledPartly, "labels", r"items whose label is -100 \(ignore_index\) count in every term"),
     (MeanOverClasses, "classes", r"'loss' is 0.5 times what it was \(does it divide by the number of classes\?\)"),
     (
         WithoutSquare,

@@ -85,3 +85,78 @@ def test_a_bad_temperature_is_refused():
 
 def test_a_fit_lowers_it():
     assert_a_fit_lowers(BCE())
+
+
+# With the labels
+
+
+def several(ignored=False):
+    """A sampler for the kit: logits of 5 labels, and labels 0 and 1, of which some are not known."""
+
+    def sample(size, generator):
+        batch = batch_of(torch.randn(size, 5, generator=generator, dtype=torch.float64))
+        batch.labels = torch.randint(2, (size, 5), generator=generator)
+        if ignored:
+            batch.labels[::2, 1:3] = batch.labels[1::4] = -100
+        return batch
+
+    return sample
+
+
+def test_the_kit_accepts_labels():
+    for ignored in (False, True):
+        check_loss(BCE, target="labels", sample=several(ignored))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int32, torch.bool])
+def test_with_labels_it_is_torchs(dtype):
+    student = logits()
+    batch = batch_of(student)
+    batch.labels = (logits(seed=1) > 0).to(dtype)
+    of_torch = torch.nn.functional.binary_cross_entropy_with_logits(student, batch.labels.double(), reduction="none")
+    loss = BCE(target="labels")
+    loss.inspect(batch)
+    torch.testing.assert_close(loss.per_item(batch), of_torch.mean(-1))
+
+
+def test_labels_that_are_not_known_do_not_count():
+    student = logits()
+    batch = batch_of(student)
+    batch.labels = (logits(seed=1) > 0).double()
+    batch.labels[0, 1:], batch.labels[1] = -100, -100
+    value = torch.nn.functional.binary_cross_entropy_with_logits(student[0, 0], batch.labels[0, 0])
+    values, valid = BCE(target="labels").per_item(batch), BCE(target="labels").valid(batch)
+    assert float(values[0]) == pytest.approx(float(value))
+    assert valid.tolist() == [True, False, *[True] * (len(student) - 2)]
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6,)])
+def test_one_logit_per_item_takes_a_label_per_item(shape):
+    student = logits().flatten()[:6].view(shape)
+    batch = batch_of(student)
+    batch.labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    of_torch = torch.nn.functional.binary_cross_entropy_with_logits(student.flatten(), batch.labels.double())
+    assert float(BCE(target="labels").per_item(batch).mean()) == pytest.approx(float(of_torch))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.full((6, 5), 255), "from 0 to 1.*from 255 to 255"),
+        (torch.full((6, 5), -1.0), "from 0 to 1"),
+        (torch.zeros(6), r"shape of the student's outputs, \(6, 5\)"),
+        (torch.zeros(6, 4), r"shape of the student's outputs, \(6, 5\)"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, said):
+    batch = batch_of(logits()[:6])
+    batch.labels = labels
+    with pytest.raises(kdengine.ConfigurationError, match=said):
+        BCE(target="labels").inspect(batch)
+
+
+def test_arguments_that_do_not_fit_labels_are_refused():
+    with pytest.raises(kdengine.ConfigurationError, match="target must be 'teacher', 'labels' or None"):
+        BCE(target="label")
+    with pytest.raises(kdengine.ConfigurationError, match="labels have no temperature"):
+        BCE(temperature=2.0, target="labels")

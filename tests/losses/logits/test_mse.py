@@ -77,3 +77,43 @@ def test_outputs_that_would_broadcast_are_refused():
 
 def test_a_fit_lowers_it():
     assert_a_fit_lowers(MSE())
+
+
+def numbers(shape):
+    """A sampler for the kit: outputs of this shape per item, and numbers to be met."""
+
+    def sample(size, generator):
+        batch = outputs(shape)(size, generator)
+        batch.teacher = None
+        batch.labels = torch.randn(size, *shape, generator=generator, dtype=torch.float64)
+        return batch
+
+    return sample
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
+def test_the_kit_accepts_labels(shape):
+    check_loss(MSE, target="labels", sample=numbers(shape))
+
+
+@pytest.mark.parametrize(("outputs_of", "labels"), [((6, 5), (6, 5)), ((6,), (6,)), ((6, 1), (6,)), ((6, 1), (6, 1))])
+def test_with_labels_it_is_torchs(outputs_of, labels):
+    student = logits().flatten()[: torch.Size(outputs_of).numel()].view(outputs_of)
+    batch = batch_of(student)
+    batch.labels = logits(seed=1).flatten()[: torch.Size(labels).numel()].view(labels)
+    expected = (student - batch.labels.view(outputs_of)).square()
+    torch.testing.assert_close(MSE(target="labels").per_item(batch), expected)
+    assert MSE(target="labels").valid(batch) is None
+
+
+@pytest.mark.parametrize("labels", [(6,), (6, 4), (5, 6)])
+def test_labels_of_another_shape_are_not_broadcast(labels):
+    batch = batch_of(logits()[:6])
+    batch.labels = torch.zeros(labels)
+    with pytest.raises(kdengine.ConfigurationError, match="the loss mse needs labels of the shape"):
+        MSE(target="labels").per_item(batch)
+
+
+def test_a_target_that_is_none_is_refused():
+    with pytest.raises(kdengine.ConfigurationError, match="target must be 'teacher', 'labels' or None"):
+        MSE(target="student")
