@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, ConfigurationError, Loss
+from kdengine.api import Batch, ConfigurationError, Loss, Metric
 from kdengine.api.batch import describe
 from kdengine.api.labels import IGNORE_INDEX
 
@@ -41,9 +41,9 @@ def check_labels(loss: Loss, logits: Tensor, labels: Tensor) -> None:
     check_range(labels, logits.shape[-1], ignored(loss))
 
 
-def ignored(loss: Loss) -> int:
-    """The class id that a loss leaves out."""
-    given = getattr(loss, "ignore_index", IGNORE_INDEX)
+def ignored(reader: Loss | Metric) -> int:
+    """The class id that a loss or a metric leaves out."""
+    given = getattr(reader, "ignore_index", IGNORE_INDEX)
     return given if isinstance(given, int) else IGNORE_INDEX
 
 
@@ -67,7 +67,7 @@ def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     kdengine.api.errors.ConfigurationError: the label 3 is out of range: ...
     """
     ids = labels[labels != ignore_index]
-    if not ids.numel():
+    if labels.dtype is torch.bool or not ids.numel():
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low >= 0 and high < classes:

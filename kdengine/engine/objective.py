@@ -47,6 +47,8 @@ class Objective:
         peers: labels of the teacher's losses, where it learns.
         remembering: the losses with a memory, which is written at the end of a step.
         unseen: labels of the losses that have not been computed yet; what they give the first time is checked.
+        classes: for losses of class ids, by label, how many classes the logits have on an accelerator, which a label out
+            of range would bring down: labels on the host are then checked at every step.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Objective:
         self.modules = nn.ModuleDict({self.module_names[label]: loss for label, loss in losses.items()})
         self.unseen = set(losses)
         self._notices = notices or Notices()
+        self.classes: dict[str, int] = {}
         self.heads = Heads(None, None, losses) if heads is None else heads
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
         self.names = [label if term == "loss" else f"{label}.{term}" for label, term in self.terms]
@@ -181,6 +184,8 @@ class Objective:
         for label, loss in self._items:
             try:
                 valid = loss.valid(self.heads.relabelled(label, batch))
+                if label in self.classes:
+                    self._check_range(label, batch)
             except Exception as error:
                 raise_attributed(error, label, loss)
             if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
@@ -195,6 +200,11 @@ class Objective:
                 mask = valid if valid is None or isinstance(valid, Tensor) else valid.get(term)
                 masks.append(mask if alive is None else _both(mask, alive))
         return masks
+
+    def _check_range(self, label: str, batch: Batch) -> None:
+        labels: object = self.heads.relabelled(label, batch).labels
+        if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.device.type == "cpu":
+            check_range(labels, self.classes[label], ignored(self.losses[label]))
 
     def count(self, batch: Batch, masks: list[Tensor | None]) -> list[float]:
         """Each term's share of its D: valid items, or the sum of their weights where the batch has weights.

@@ -22,12 +22,16 @@ from kdengine.engine.attribution import raised_by
 from kdengine.engine.fit import Models
 from kdengine.engine.given import check_size, doubt_weights, given_to
 from kdengine.engine.heads import Heads
-from kdengine.engine.label_checks import check_labels, refuse_copies
+from kdengine.engine.label_checks import check_labels, check_range, ignored, refuse_copies
 from kdengine.engine.metrics import ForeignMetric, FunctionMetric
 from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
 
 LAST = "Engine(output=lambda output: output.movedim(1, -1)), or Engine(output=kdengine.classes_last)"
+BINARY = (
+    "For one logit with a sigmoid use the losses binary_kl or bce, and Engine(metrics={'accuracy': fn}), where "
+    "fn(logits, labels) gives a number per item"
+)
 
 
 def check_outputs(objective: Objective, models: Models, batch: Batch, notices: Notices) -> None:
@@ -50,7 +54,7 @@ def check_outputs(objective: Objective, models: Models, batch: Batch, notices: N
             check_data(label, loss, models.heads.relabelled(label, batch))
             seen = models.heads.view(label, batch)
             if loss.needs.logits:
-                check_logits(label, loss, models, seen)
+                check_logits(label, objective, models, seen)
                 doubts.about_loss(label, objective, seen, notices)
             loss.inspect(seen)
 
@@ -74,9 +78,10 @@ def check_data(label: str, loss: Loss, batch: Batch) -> None:
         raise LossError(f"the loss {name} needs the items' index; use kdengine.loader for the data", label)
 
 
-def check_logits(label: str, loss: Loss, models: Models, batch: Batch) -> None:
+def check_logits(label: str, objective: Objective, models: Models, batch: Batch) -> None:
     """Check the logits of a loss, of one model and between them, and the labels that it compares them with."""
-    needs, heads = loss.needs, models.heads
+    loss, heads = objective.losses[label], models.heads
+    needs = loss.needs
     chosen = heads.has(label) or not heads.guesses
     for who, output in _outputs(batch, teacher=needs.teacher).items():
         if not chosen:
@@ -85,8 +90,13 @@ def check_logits(label: str, loss: Loss, models: Models, batch: Batch) -> None:
         check_size(who, output, batch)
     if needs.teacher and heads.align is None:
         check_classes(label, batch.student.logits.shape[-1], batch.teacher.logits.shape[-1])
+    if needs.teacher and needs.classes is not None:
+        check_rows(batch.student.logits.shape, batch.teacher.logits.shape)
     if needs.labels and needs.classes == "exclusive" and batch.labels is not None:
-        check_labels(loss, batch.student.logits, batch.labels)
+        logits = batch.student.logits
+        check_labels(loss, logits, batch.labels)
+        if logits.device.type != "cpu":
+            objective.classes[label] = logits.shape[-1]
     if needs.labels and not heads.relabels:
         refuse_copies(batch)
 
@@ -114,7 +124,12 @@ def check_metric(name: str, metric: Metric, heads: Heads, batch: Batch) -> None:
             refuse_several(who, output)
         check_form(metric.classes, output.logits, batch.labels, chosen=chosen)
         check_size(who, output, batch)
-    if metric.needs_labels and not heads.relabels:
+    labels, logits = batch.labels, batch.student.logits
+    if not metric.needs_labels or not isinstance(labels, Tensor):
+        return
+    if metric.classes == "exclusive" and not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
+        check_range(labels, logits.shape[-1], ignored(metric))
+    if not heads.relabels:
         refuse_copies(batch)
 
 
@@ -155,6 +170,11 @@ def check_form(classes: Classes | None, logits: Tensor, labels: Any, *, chosen: 
     """
     if classes is None:
         return
+    if classes == "exclusive" and logits.ndim < 2:
+        raise ConfigurationError(
+            f"the logits {tuple(logits.shape)} have no dimension of classes, (B, ..., V): a softmax would be taken "
+            f"over the items. {BINARY}"
+        )
     if misplaced(logits.shape, labels, chosen=chosen):
         raise ConfigurationError(
             f"it takes the last dimension of the logits for the classes, but the logits are {tuple(logits.shape)}"
@@ -165,8 +185,7 @@ def check_form(classes: Classes | None, logits: Tensor, labels: Any, *, chosen: 
     if classes == "exclusive" and logits.shape[-1] == 1:
         raise ConfigurationError(
             f"the logits {tuple(logits.shape)} are of a single class, for which a softmax is always 1: nothing could "
-            "be learned or measured. For one logit with a sigmoid use the losses binary_kl or bce, and "
-            "Engine(metrics={'accuracy': fn}), where fn(logits, labels) gives a number per item"
+            f"be learned or measured. {BINARY}"
         )
 
 
@@ -185,6 +204,15 @@ def misplaced(shape: Sequence[int], labels: Any, *, chosen: bool) -> bool:
         if tuple(labels.shape) == last:
             return False
     return len(shape) > 3 and not chosen
+
+
+def check_rows(student: Sequence[int], teacher: Sequence[int]) -> None:
+    """Refuse to compare the rows of one model with others of the other: nothing is broadcast."""
+    if tuple(student[:-1]) != tuple(teacher[:-1]):
+        raise ConfigurationError(
+            f"it compares logits row by row, but the student gave {tuple(student)} and the teacher {tuple(teacher)}; "
+            "Engine(output=fn) can reshape them, or read the part that corresponds"
+        )
 
 
 def check_classes(label: str, student: int, teacher: int) -> None:

@@ -8,7 +8,24 @@ from torch import nn
 from torch.nn import functional as F
 
 import kdengine
-from kdengine.losses import BCE, CE, DIST, DKD, JSD, KD, MSE, NKD, TVD, WSLD, BinaryKL, Hard, MultiLevel, SoftCE
+from kdengine.engine.objective import Objective
+from kdengine.losses import (
+    BCE,
+    CE,
+    DIST,
+    DKD,
+    JSD,
+    KD,
+    MSE,
+    NKD,
+    TVD,
+    WSLD,
+    BinaryKL,
+    Hard,
+    LogitMSE,
+    MultiLevel,
+    SoftCE,
+)
 from tests.engine.common import CLASSES, INPUTS, engine, items, mlp
 
 X, Y = items(16).tensors
@@ -124,6 +141,30 @@ def test_metrics_of_one_class_are_refused_and_binary_losses_are_not():
             engine(student, teacher, metrics={metric: metric}).evaluate([(X, Y)])
 
 
+def numbers(width):
+    """One number per item, (B,)."""
+    return nn.Sequential(mlp(width, classes=1), nn.Flatten(0))
+
+
+@pytest.mark.parametrize("loss", [KD(), TVD(), DIST(), Hard(), CE(), DKD()], ids=repr)
+def test_a_softmax_over_the_items_is_refused(loss):
+    batch = X, torch.zeros(len(X), dtype=torch.long)
+    refused("no dimension of classes", lambda: single(numbers(8), loss, batch, numbers(32)))
+
+
+@pytest.mark.parametrize("loss", [BinaryKL(2.0), BCE(2.0)], ids=repr)
+def test_binary_losses_take_one_number_per_item_in_both_forms(loss):
+    flat, column = (single(make(8), loss, X, make(32)) for make in (numbers, lambda width: mlp(width, classes=1)))
+    assert flat == pytest.approx(column, rel=1e-6)
+    assert flat > 0
+
+
+@pytest.mark.parametrize("loss", [KD(), TVD(), JSD(), Hard(), LogitMSE(), BinaryKL()], ids=repr)
+def test_rows_of_the_student_are_not_broadcast_against_those_of_the_teacher(loss):
+    taught = nn.Sequential(mlp(32), nn.Unflatten(1, (1, CLASSES)))
+    refused(r"\(16, 5\).*\(16, 1, 5\)", lambda: single(mlp(), loss, X, taught))
+
+
 def test_agreement_of_classes_that_do_not_correspond_is_undefined():
     assert engine(mlp(), mlp(32, classes=7), metrics={"a": "agreement"}).evaluate([X]) == {"a": None}
 
@@ -204,6 +245,20 @@ def test_a_label_out_of_range_in_a_later_batch_is_named(loss):
     fitted = engine(losses={"mine": loss}, weights={})
     with pytest.raises(kdengine.ConfigurationError, match=r"^losses\.mine: .*(7 is out of range|0 to 4.*got 7)"):
         fitted.fit([(X, Y), (X, Y.clone().fill_(7))], epochs=1)
+
+
+@pytest.mark.parametrize("metric", ["top1", "top5", "calibration_error"])
+@pytest.mark.parametrize(("labels", "bad"), [(Y + 1, 5), (torch.full((16,), -1), -1)])
+def test_labels_out_of_range_are_no_misses_of_a_metric(metric, labels, bad):
+    with pytest.raises(kdengine.ConfigurationError, match=rf"^metrics\.{metric}: the label {bad} is out of range"):
+        engine(mlp(), metrics={metric: metric}).evaluate([(X, labels)])
+
+
+def test_on_an_accelerator_labels_are_checked_before_they_go_there():
+    objective = Objective({"mine": CE()}, {})
+    objective.classes["mine"] = CLASSES
+    objective.masks(kdengine.Batch(X, Y))
+    refused("the label 5 is out of range", lambda: objective.masks(kdengine.Batch(X, Y + 1)))
 
 
 # Causal language models

@@ -90,10 +90,14 @@ class BCE(Loss):
         if self.target == "labels":
             return self._with_labels(batch)
         student, teacher = wide(batch.student.logits), wide(batch.teacher.logits)
+        if student.ndim == 1:  # one number per item, (B,)
+            return bernoulli_kl(student, teacher, self.temperature) + self._entropy(teacher)
         labels = (~((student == -torch.inf) & (teacher == -torch.inf))).sum(dim=-1).clamp(min=1)
-        entropy = bernoulli_entropy(teacher, self.temperature)
-        values = bernoulli_kl(student, teacher, self.temperature) + self.temperature**2 * entropy
+        values = bernoulli_kl(student, teacher, self.temperature) + self._entropy(teacher)
         return values.sum(dim=-1) / labels
+
+    def _entropy(self, teacher: Tensor) -> Tensor:
+        return self.temperature**2 * bernoulli_entropy(teacher, self.temperature)
 
     def _labels(self, batch: Batch) -> Tensor:
         return labels_like(batch, batch.student.logits, "bce")

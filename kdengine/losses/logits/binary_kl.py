@@ -41,4 +41,5 @@ class BinaryKL(Loss):
     def per_item(self, batch: Batch) -> Tensor:
         """The sum over labels of each item, ``(B, ...)``, in float32 or wider."""
         student, teacher = wide(batch.student.logits), wide(batch.teacher.logits)
-        return bernoulli_kl(student, teacher, self.temperature).sum(dim=-1)
+        values = bernoulli_kl(student, teacher, self.temperature)
+        return values if values.ndim == 1 else values.sum(dim=-1)  # (B,): one number per item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdengine.api import Batch, Loss
+from kdengine.api import Batch, ConfigurationError, Loss
 from kdengine.api.loss import wide
 
 
@@ -35,6 +35,11 @@ class LogitMSE(Loss):
     def per_item(self, batch: Batch) -> Tensor:
         """Mean squared difference of each item's logits, ``(B, ...)``, in float32 or wider."""
         student, teacher = (wide(output.logits) for output in (batch.student, batch.teacher))
+        if student.shape != teacher.shape:
+            raise ConfigurationError(
+                f"the loss logit_mse needs logits of one shape, but the student gave {tuple(student.shape)} and the "
+                f"teacher {tuple(teacher.shape)}; Engine(output=fn) can reshape them"
+            )
         absent = (student == -torch.inf) & (teacher == -torch.inf)
         classes = (~absent).sum(dim=-1).clamp(min=1)
         error = torch.where(absent, 0.0, student - teacher)
