@@ -47,8 +47,8 @@ class Objective:
         peers: labels of the teacher's losses, where it learns.
         remembering: the losses with a memory, which is written at the end of a step.
         unseen: labels of the losses that have not been computed yet; what they give the first time is checked.
-        classes: for losses of class ids, by label, how many classes the logits have on an accelerator, which a label out
-            of range would bring down: labels on the host are then checked at every step.
+        classes: for losses of class ids, by label, how many classes the logits have on an accelerator, which a label
+            out of range would bring down: labels on the host are then checked at every step.
     """
 
     def __init__(
