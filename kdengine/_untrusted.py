@@ -18,6 +18,13 @@ MIB: Final = 2**20
 TOML_LIMIT: Final = MIB // 4
 """Bytes of a recipe; the longest that come with kdengine have 4 kB."""
 _KEY_PARTS: Final = 64
+_LOOK: Final = 4096
+_MARKS: Final = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
 _PART: Final = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY: Final = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:\.[ \t]*+{_PART}){{{_KEY_PARTS}}}")
 _KINDS: Final = {
@@ -96,6 +103,33 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     with opened(path, limit) as file:
         return file.read(os.fstat(file.fileno()).st_size)
+
+
+def decode(data: bytes) -> str:
+    r"""Read text in UTF-8, with or without the byte order mark that some editors put before it.
+
+    Raises:
+        ValueError: it is in another encoding, which is named where its bytes tell, or no text.
+
+    >>> decode(b"\xef\xbb\xbfversion = 1")
+    'version = 1'
+    >>> decode("version = 1".encode("utf-16"))
+    Traceback (most recent call last):
+        ...
+    ValueError: expected text in UTF-8, found UTF-16; save the file as UTF-8 (PowerShell: Set-Content -Encoding utf8)
+    """
+    found = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if found is None and b"\0" in data[:_LOOK]:
+        found = "bytes of 0, as in UTF-16 or in a binary file"
+    if found is None:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            found = f"the byte 0x{data[error.start]:02x} in line {line}, as in an encoding of one country"
+    raise ValueError(
+        f"expected text in UTF-8, found {found}; save the file as UTF-8 (PowerShell: Set-Content -Encoding utf8)"
+    )
 
 
 def read_json(path: Path, limit: int) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdengine._paths import expanded
 from kdengine.cli import several
 
 if TYPE_CHECKING:
@@ -52,4 +53,4 @@ def placed(plugin: str, folder: Path) -> str:
     'focal>=1.2'
     """
     is_path = plugin.endswith(".py") or "/" in plugin or "\\" in plugin
-    return str((folder / plugin).resolve()) if is_path else plugin
+    return str((folder / expanded(plugin)).resolve()) if is_path else plugin

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdengine._paths import expanded
 from kdengine.api import ConfigurationError
 from kdengine.data.dataset import ClassificationData, Split, check_split, digest
 
@@ -74,6 +75,7 @@ def cifar100(split: Split, root: str | Path = "data", download: bool = True) -> 
 
 def _load(name: str, split: Split, root: str | Path, download: bool) -> Cifar:
     check_split(split)
+    root = expanded(root)
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -84,7 +86,7 @@ def _load(name: str, split: Split, root: str | Path, download: bool) -> Cifar:
     try:
         source = kind(root=root, train=split == "train", download=download)
     except (RuntimeError, OSError) as error:
-        folder = Path(root).absolute()
+        folder = root.absolute()
         remedy = (
             f"the download failed: without a network, fetch {kind.url} elsewhere, put {kind.filename} into {folder} "
             "and run again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kdengine._paths import expanded
 from kdengine.api import ConfigurationError
 from kdengine.data.dataset import ClassificationData, Split, check_split, digest
 from kdengine.data.transforms import to_tensor
@@ -72,7 +73,7 @@ def image_folder(split: Split, root: str | Path) -> ImageFolder:
         ConfigurationError: a folder is missing or empty, or the two splits have different classes.
     """
     check_split(split)
-    base = Path(root).expanduser().absolute()
+    base = expanded(root).absolute()
     train = _existing(base, "train")
     if split == "train":
         return ImageFolder(train)

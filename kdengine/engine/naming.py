@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from torch import nn
 
 from kdengine.api import ConfigurationError, Loss, Schedule
-from kdengine.api.errors import LossError
+from kdengine.api.errors import LossError, warn
 
 V = TypeVar("V")
 
@@ -87,6 +86,7 @@ def placed(values: Mapping[str, V]) -> dict[str, V]:
 def joined(record: Mapping[str, V], values: Mapping[str, V]) -> dict[str, V]:
     """An epoch's record with its evaluation; what both have stays that of the training, and is told once.
 
+    >>> import warnings
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("ignore")
     ...     joined({"loss": 0.5}, {"loss": 0.7, "top1": 0.9})
@@ -94,10 +94,9 @@ def joined(record: Mapping[str, V], values: Mapping[str, V]) -> dict[str, V]:
     """
     twice = [name for name in values if name in record]
     if twice:
-        warnings.warn(
+        warn(
             f"the evaluation gives {', '.join(map(repr, twice))}, which the training records as well; in the history "
-            f"its values are named {', '.join(repr(ELSEWHERE + name) for name in twice)}",
-            stacklevel=2,
+            f"its values are named {', '.join(repr(ELSEWHERE + name) for name in twice)}"
         )
     return {**record, **{f"{ELSEWHERE}{name}" if name in record else name: value for name, value in values.items()}}
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kdengine import _files as files
+from kdengine._foreign import recognise
 from kdengine._locks import Busy, locked
+from kdengine._paths import expanded
 from kdengine._untrusted import MIB, check_own, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
@@ -68,7 +70,7 @@ def load_run(path: str | Path) -> Run:
     Raises:
         CheckpointError: it is no run directory, or the run is not finished.
     """
-    path = Path(path)
+    path = expanded(path)
     return Run(path, finished_summary(path), read_records(path / RECORDS))
 
 
@@ -117,7 +119,8 @@ def read_student(path: Path, *, best: bool = False) -> dict[str, Tensor]:
     try:
         return wrappers.without_marks(read_weights(file))
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+        other = recognise(file) if file.is_file() else None
+        raise CheckpointError(f"{file} is {f'no student but {other}' if other else f'damaged: {error}'}") from error
 
 
 def is_last(best: Mapping[str, Any] | None, steps: Any) -> bool:

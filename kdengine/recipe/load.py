@@ -13,9 +13,11 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from kdengine._untrusted import TOML_LIMIT, parse_toml, read_bytes
+from kdengine._paths import expanded
+from kdengine._untrusted import TOML_LIMIT, decode, parse_toml, read_bytes
 from kdengine.api import ConfigurationError
 from kdengine.api.errors import nearest
+from kdengine.recipe import escapes
 from kdengine.recipe.lines import KEY_PATH, keys_of
 from kdengine.recipe.problems import MISSING, Problem, RecipeError
 from kdengine.recipe.schema import VERSION, Recipe
@@ -52,9 +54,7 @@ def source_at(path: Path) -> Source:
         ConfigurationError: it is no text, or no file, or larger than any recipe.
     """
     try:
-        return Source(str(path), read_bytes(path, TOML_LIMIT).decode("utf-8"), path.parent)
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is no recipe: expected text in UTF-8, got {error.reason}") from error
+        return Source(str(path), decode(read_bytes(path, TOML_LIMIT)), path.parent)
     except ValueError as error:
         raise ConfigurationError(f"{path} is no recipe: {error}") from error
 
@@ -65,7 +65,7 @@ def find(recipe: str | Path) -> Source:
     Raises:
         ConfigurationError: there is none.
     """
-    path = Path(recipe)
+    path = expanded(recipe)
     if path.is_file():
         return source_at(path)
     known = shipped()
@@ -106,15 +106,18 @@ def read(source: Source, overrides: Iterable[str] = ()) -> tuple[Recipe, list[Pr
     try:
         tree = parse_toml(source.text)
     except ValueError as error:
-        raise ConfigurationError(f"{source.title} is not valid TOML: {error}") from error
+        advice = escapes.explain(str(error), source.text)
+        told = f"{error}; {advice}" if advice else str(error)
+        raise ConfigurationError(f"{source.title} is not valid TOML: {told}") from error
     for override in overrides:
         apply_override(tree, override)
     _check_version(source, tree)
     tree.setdefault("name", Path(source.title).stem)
+    escaped = list(escapes.find_escaped(tree))
     try:
-        return Recipe.model_validate(tree), []
+        return Recipe.model_validate(tree), escaped
     except ValidationError as error:
-        problems = _problems(error, tree)
+        problems = [*_problems(error, tree), *escaped]
         try:
             return _mended(tree, problems), problems
         except ValidationError:

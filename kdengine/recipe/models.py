@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kdengine._paths import expanded
 from kdengine.api import CheckpointError, ConfigurationError
 from kdengine.engine import random
 from kdengine.engine.batching import find_logits
 from kdengine.engine.modes import evaluation_mode
-from kdengine.engine.student_file import read_weights
 from kdengine.engine.wrappers import fitted
 from kdengine.recipe.binder import Bound
 from kdengine.recipe.teaching import ModelPlan
+from kdengine.recipe.weights import read_state
 
 
 def make_model(
@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, path: str | Path, role: str) -> None:
     Raises:
         CheckpointError: the file is missing, unreadable, or of another model.
     """
-    path = Path(path)
+    path = expanded(path)
     state = fitted(read_state(path, role), model)
     present = model.state_dict()
     wrong = [f"missing {name}" for name in present if name not in state]
@@ -137,51 +137,3 @@ def load_weights(model: nn.Module, path: str | Path, role: str) -> None:
         model.load_state_dict(state)
     except (RuntimeError, NotImplementedError) as error:  # sparse or quantized tensors, for instance
         raise CheckpointError(f"[{role}] {path} does not fit a {type(model).__name__}: {error}") from error
-
-
-def read_state(path: Path, role: str) -> dict[str, Tensor]:
-    """The state dict in a file; one wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped."""
-    if not path.is_file():
-        raise CheckpointError(f"[{role}] there is no checkpoint file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return read_weights(path)
-        _check_archive(path)
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"[{role}] {path} cannot be read: {error}") from error
-    except Exception as error:  # torch.load raises UnpicklingError for anything but plain tensors
-        raise CheckpointError(
-            f"[{role}] {path} holds more than tensors, and kdengine runs no code from a checkpoint: save the "
-            f"state dict alone (torch.save(model.state_dict(), ...)). {error}"
-        ) from error
-    return _unwrapped(tree, path, role)
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive with compressed or overlapping parts, which ``torch.save`` never writes: a bomb has them.
-
-    Raises:
-        ValueError: the archive is larger inside than outside.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\3\4":  # the format before torch 1.6, or something else
-            return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = sum(part.file_size for part in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"the archive is damaged: {error}") from error
-    outside = path.stat().st_size
-    if inside > outside:
-        raise ValueError(f"an archive of {outside:,} bytes would unpack to {inside:,}")
-
-
-def _unwrapped(tree: Any, path: Path, role: str) -> dict[str, Tensor]:
-    for wrapper in ("state_dict", "model"):
-        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
-            tree = tree[wrapper]
-    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise CheckpointError(f"[{role}] {path} is no state dict: expected names with tensors")
-    wrapped = all(str(name).startswith("module.") for name in tree)  # by DistributedDataParallel
-    return {str(name).removeprefix("module.") if wrapped else str(name): value for name, value in tree.items()}

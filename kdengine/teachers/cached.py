@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine import _files as files
+from kdengine._paths import expanded
 from kdengine._untrusted import MIB, check_own, read_json, shown
 from kdengine.api import Batch, CheckpointError, ConfigurationError
 from kdengine.api.batch import describe, first_tensor
@@ -64,7 +65,7 @@ class CachedTeacher(FrozenModel):
         if items < 1:
             raise ConfigurationError(f"items is the number of items of the training set, at least 1; got {items}")
         super().__init__(module)
-        self.folder = Path(folder)
+        self.folder = expanded(folder)
         self.items = items
         self.per_epoch = per_epoch
         self.served = self.computed = self.replaced = 0

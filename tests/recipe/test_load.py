@@ -206,3 +206,75 @@ def test_read_gives_what_is_right_beside_the_problems():
 def test_read_raises_when_too_little_is_right():
     with pytest.raises(RecipeError, match="this key is required"):
         read(source("version = 1\ntrain = { epochs = 1 }"))
+
+
+GOOD = 'version = 1\ndata.use = "digits"\nstudent.use = "mlp"\nlosses.ce = {}\ntrain.epochs = 1\n'
+
+
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace("\n", "\r\n")])
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path, text):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load(tmp_path / "bom.toml").train.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (GOOD.encode("utf-16"), "found UTF-16"),
+        (b"\xfe\xff" + GOOD.encode("utf-16-be"), "found UTF-16"),
+        (GOOD.encode("utf-16-le"), "bytes of 0, as in UTF-16"),
+        (GOOD.encode("utf-32"), "found UTF-32"),
+        (GOOD.replace("digits", "ziffern-größe").encode("latin-1"), "the byte 0xf6 in line 2"),
+    ],
+    ids=["utf-16", "big endian", "without a mark", "utf-32", "latin-1"],
+)
+def test_another_encoding_is_named_with_what_to_do(tmp_path, content, said):
+    (tmp_path / "r.toml").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=rf"r\.toml is no recipe: .*{said}.*save the file as UTF-8"):
+        load(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('data.root = "C:\\Users\\me"', "single quotes, as in 'C:"),
+        ('data.root = "C:\\data"', "single quotes"),
+        ('data.root = "..\\my data"', "single quotes"),
+        ("data.use = \N{LEFT DOUBLE QUOTATION MARK}digits\N{RIGHT DOUBLE QUOTATION MARK}", "typographic quotes"),
+        ("data.use\N{NO-BREAK SPACE}= 'digits'", "no plain one"),
+    ],
+)
+def test_what_toml_cannot_read_is_told_with_what_to_write(tmp_path, line, said):
+    (tmp_path / "r.toml").write_text(f"version = 1\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"is not valid TOML.*line 2") as caught:
+        load(tmp_path / "r.toml")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('data.root = "C:\\new\\train"', "data.root"),
+        ('data.root = "data\\train"', "data.root"),
+        ('student.checkpoint = "runs\\big\\r.pth"', "student.checkpoint"),
+        ('plugins = ["plugins\\new.py"]', "plugins.0"),
+        ('student.weights = "D:\\test"', "student.weights"),
+    ],
+)
+def test_a_path_in_which_an_escape_was_read_is_a_problem_with_its_line(tmp_path, line, key):
+    (tmp_path / "r.toml").write_text(f"{GOOD}{line}\n" if "plugins" not in line else f"{line}\n{GOOD}")
+    with pytest.raises(RecipeError, match="a path with a control character") as caught:
+        load(tmp_path / "r.toml")
+    assert f"{key} = " in str(caught.value)
+    assert "line " in str(caught.value)
+
+
+def test_text_that_is_no_path_may_hold_a_line_break(tmp_path):
+    (tmp_path / "r.toml").write_text(f'{GOOD}student.prompt = "one\\ntwo"\ndescription = "a\\tb"\n')
+    assert load(tmp_path / "r.toml").student.arguments["prompt"] == "one\ntwo"
+
+
+def test_a_recipe_is_found_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.toml").write_text(GOOD)
+    assert load("~/r.toml").train.epochs == 1

@@ -152,7 +152,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path):
     ("name", "content", "told"),
     [
         ("absent.pth", None, "there is no checkpoint file"),
-        ("w.pth", b"", "cannot be read"),
+        ("w.pth", b"", "cut off"),
         ("w.safetensors", b"\x00" * 20, "cannot be read"),
         ("w.pth", b"garbage", "w.pth"),
     ],

@@ -168,7 +168,7 @@ def test_a_long_dotted_key_of_a_recipe_is_refused(written):
 @pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 5000, "x = 1\nx = 2", "\x00"])
 def test_no_recipe_is_a_configuration_error(tmp_path, text):
     (tmp_path / "recipe.toml").write_text(text)
-    with pytest.raises(kdengine.ConfigurationError, match="is not valid TOML"):
+    with pytest.raises(kdengine.ConfigurationError, match=r"recipe\.toml is (not valid TOML|no recipe)"):
         load(tmp_path / "recipe.toml")
 
 
