@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from kdengine.engine.assembly import (
 from kdengine.engine.buffers import BufferSnapshot, HiddenBuffers
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
+from kdengine.engine.copying import check_picklable, copied_state
 from kdengine.engine.evaluate import check_evaluation, measure
 from kdengine.engine.expected import check_expected
 from kdengine.engine.feed import Feed
@@ -236,6 +237,37 @@ class Engine:
         self._averaged: nn.Module | None = None
         self._fit: Fit | None = None
         self._built: tuple[Models, Objective, Precision] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was given, and the models as they are: what belongs to a fit stays behind.
+
+        Raises:
+            ConfigurationError: a fit is running, whose hooks are on the models.
+        """
+        if self._running:
+            raise ConfigurationError(
+                "an engine cannot be copied or pickled while it trains; do it before or after fit(), or copy the model "
+                "alone"
+            )
+        fresh: dict[str, Any] = {"_fit": None, "_built": None, "_foreign": ForeignSteps(self.notices), "hook_times": []}
+        return {**self.__dict__, **fresh}
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Travel to another process; what cannot is said in words."""
+        check_picklable(self, self.__getstate__())
+        return super().__reduce_ex__(protocol)
+
+    def __copy__(self) -> Engine:
+        """Copy the engine around the same models."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__getstate__())
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """Copy the engine with models of its own."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__.update(copied_state(self.__getstate__(), memo))
+        return made
 
     def fit(
         self,

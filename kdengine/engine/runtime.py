@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,10 @@ class Runtime:
 
     def __init__(self, device: str | torch.device = "auto") -> None:
         self.device = choose_device(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The device alone: processes meet anew where a copy is used."""
+        return {"device": self.device}
 
     @cached_property
     def processes(self) -> Processes:

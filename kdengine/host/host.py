@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from types import ModuleType
+from typing import Any
 
 from packaging.utils import canonicalize_name
 
@@ -68,6 +71,7 @@ class Host:
         autoload: bool | None = None,
         warn: Callable[[str], None] = warn_user,
     ) -> None:
+        self._given = plugins = list(plugins)
         self._warn = warn
         self._autoload = autoload_enabled() if autoload is None else autoload
         self._installed = Installed()
@@ -80,6 +84,16 @@ class Host:
             self._registry.add(load_builtin(name))
         self.acting = tuple(self._act(item) for item in plugins)
         self._check_disabled()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of, modules by name: a copy finds and imports plugins itself."""
+        given = [ByName(item) if isinstance(item, ModuleType) else item for item in self._given]
+        return {"given": given, "disabled": list(self._disabled.values()), "autoload": self._autoload}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a host of the same plugins."""
+        given = [item.module if isinstance(item, ByName) else item for item in state["given"]]
+        Host.__init__(self, given, disabled=state["disabled"], autoload=state["autoload"])
 
     # What acts
 
@@ -172,6 +186,30 @@ class Host:
             if plugin.origin != BUILTIN and (plugin.acting or key in self._catalogue.used)
         ]
         return {plugin.name: plugin.version or "unknown" for plugin in recorded}
+
+
+class ByName:
+    """A module that travels as its name.
+
+    Args:
+        module: importable by its name.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        if sys.modules.get(module.__name__) is not module:
+            raise ConfigurationError(
+                f"the plugin module {module.__name__!r} cannot travel, as it is not imported under its name; give the "
+                "path of its file in its place"
+            )
+        self.name = module.__name__
+
+    @property
+    def module(self) -> ModuleType:
+        """The module, imported where it is not."""
+        return importlib.import_module(self.name)
 
 
 def load_builtin(name: str) -> Plugin:

@@ -73,6 +73,10 @@ class CachedTeacher(FrozenModel):
         self._table: tuple[str, Table] | None = None
         self._no_room = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open tables: a copy opens its own."""
+        return {**self.__dict__, "_table": None, "_claimed": False}
+
     def place(self, device: torch.device) -> None:
         """Freeze the module and move it; the folder is not touched before the first training batch."""
         super().place(device)
