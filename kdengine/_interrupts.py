@@ -1,17 +1,20 @@
 """SIGTERM and SIGINT: what is under way is finished or undone, and a second signal leaves at once.
 
 Where nothing must be finished, the first signal raises an exception right away. Inside :func:`deferred` it only takes
-note, and the code there asks :func:`pending` at places where it can leave.
+note, and the code there asks :func:`pending` at places where it can leave. Where it waits for what may never come, it
+says so by :func:`lifted`, and the signal raises again.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,6 +26,18 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
+class Interrupted(BaseException):
+    """A signal asked to leave, at a place where a checkpoint can be taken.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
 class _Watch:
     """What this process knows of signals."""
 
@@ -30,6 +45,7 @@ class _Watch:
         self.pid = os.getpid()
         self.received = 0
         self.deferrals = 0
+        self.lifted = False
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self.pid:  # a loader's worker, forked from here: its parent decides
@@ -37,10 +53,12 @@ class _Watch:
                 os._exit(128 + number)
             return
         if self.received:
-            os._exit(128 + number)
+            leave_at_once(number)
         self.received = number
         if not self.deferrals:
             raise as_exception(number)
+        if self.lifted:
+            raise Interrupted(number)
 
 
 _watch = _Watch()
@@ -53,6 +71,14 @@ def as_exception(number: int) -> BaseException:
     143
     """
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
+def leave_at_once(number: int) -> NoReturn:
+    """End the process without cleaning up, and with it the workers that it has: nobody else would end a stuck one."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+    os._exit(128 + number)
 
 
 def pending() -> int:
@@ -96,3 +122,17 @@ def deferred() -> Iterator[None]:
         watch.deferrals -= 1
     if watch.received and not watch.deferrals:
         raise as_exception(watch.received)
+
+
+@contextmanager
+def lifted() -> Iterator[None]:
+    """Inside :func:`deferred`, while nothing is under way: a signal raises :class:`Interrupted` at once."""
+    watch = _watch
+    if threading.current_thread() is not threading.main_thread():  # the signal would be raised in the main one
+        yield
+        return
+    watch.lifted = True
+    try:
+        yield
+    finally:
+        watch.lifted = False

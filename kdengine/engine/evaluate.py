@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def measure(
     to_batch: Callable[[Any], Batch],
     model: nn.Module | None = None,
     pause: Callable[[], None] = lambda: None,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float | None]:
     """Every metric over every batch of a loader.
 
@@ -50,6 +52,7 @@ def measure(
         to_batch: reads a loader's item as a batch.
         model: evaluated in the student's place (its moving average).
         pause: called after each batch that all processes share; may leave by raising.
+        waiting: the context in which the loader is waited for; may leave by raising.
     """
     check_loader(loader)
     student = models.student if model is None else model
@@ -59,7 +62,8 @@ def measure(
     pooled = runtime.several and isinstance(loader, Loader)
     batches = 0
     with random.preserved(), evaluation_mode(student, *models.evolving), torch.no_grad():
-        for item in loader.batches(0, share=runtime.share) if isinstance(loader, Loader) else loader:
+        stream = loader.batches(0, share=runtime.share) if isinstance(loader, Loader) else loader
+        for item in _read_within(waiting, stream):
             batch = place(to_batch(item), runtime.device)
             if teach:
                 batch.teacher = run_teacher(models, precision, unlabelled(batch), features=False)
@@ -112,6 +116,17 @@ def update_metrics(metrics: Mapping[str, Metric], models: Models, batch: Batch, 
         metric.update(seen)
 
 
+def _read_within(waiting: Callable[[], AbstractContextManager[None]], stream: Iterable[Any]) -> Iterator[Any]:
+    """The items of a stream, each waited for in a context."""
+    iterator, end = iter(stream), object()
+    while True:
+        with waiting():
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
 def unlabelled(batch: Batch) -> Batch:
     """A batch as a teacher sees it in an evaluation: the answers are kept from it."""
     return batch.replace(labels=None)
@@ -156,6 +171,7 @@ def evaluate(fit: Fit) -> dict[str, float | None]:
             to_batch=fit.to_batch,
             model=model,
             pause=fit.leave_if_asked,
+            waiting=fit.waiting,
         )
     values = fit.runtime.processes.share(values)[0]  # decisions follow: the same in every process
     context.metrics = values

@@ -118,6 +118,12 @@ class Feed:
         """Whether resume re-reads exactly the batches that were to come, whatever the loader does."""
         return isinstance(self.loader, Loader)
 
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether reading a batch, once an epoch has begun, leaves the random state of this process as it was."""
+        loader = self.loader
+        return isinstance(loader, Loader) or (isinstance(loader, DataLoader) and loader.num_workers > 0)
+
     def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """The windows of one epoch from micro-batch ``start`` on; ``start`` is the first of a window."""
         stream = self._stream(epoch, start)

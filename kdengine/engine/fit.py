@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from kdengine import _interrupts as interrupts
+from kdengine._interrupts import Interrupted as Interrupted
 from kdengine.api import Batch, BatchTransform, Decision, FitContext, Metric, Progress, StepContext, TeacherSource
 from kdengine.engine.averaging import MovingAverage
 from kdengine.engine.buffers import BufferSnapshot, HiddenBuffers
@@ -28,14 +30,6 @@ from kdengine.engine.runtime import Runtime
 from kdengine.engine.settings import Settings
 from kdengine.engine.strategies import Alone
 from kdengine.host import Dispatch
-
-
-class Interrupted(BaseException):
-    """A signal asked to leave, at a place where a checkpoint can be taken."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
 
 
 @dataclass(slots=True)
@@ -197,6 +191,13 @@ class Fit:
         if self.runtime.several:
             stopping, saving, self.signal = self.runtime.processes.largest([self.stopping, self.saving, self.signal])
             self.stopping, self.saving = bool(stopping), bool(saving)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """The context of a wait for data, which may never come: a signal leaves at once by ``Interrupted``.
+
+        Not among several processes: those agree on leaving after each step.
+        """
+        return nullcontext() if self.runtime.several else interrupts.lifted()
 
     def leave_if_asked(self) -> None:
         """Between two batches of an evaluation: leave, if a signal has asked any process to.

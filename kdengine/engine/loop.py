@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 from torch import Tensor
@@ -74,7 +74,7 @@ def run_epoch(fit: Fit) -> None:
         if calls.epoch_start is not None:
             calls.epoch_start(fit.context)
     clock = Clock()
-    for window in fit.feed.windows(position.epoch, position.batch):
+    for window in read_windows(fit, clock):
         before = position.step
         train_step(fit, window)
         fit.agree()
@@ -92,6 +92,31 @@ def run_epoch(fit: Fit) -> None:
             break
     else:
         end_epoch(fit, clock)
+
+
+def read_windows(fit: Fit, clock: Clock) -> Iterator[list[Batch]]:
+    """The windows of an epoch from the fit's position on.
+
+    A signal does not wait for one that may never come, where reading it leaves the random state of this process alone.
+    Before the first, training stands where its last checkpoint does, and none is taken.
+    """
+    windows = fit.feed.windows(fit.position.epoch, fit.position.batch)
+    waiting = fit.waiting if fit.feed.draws_nothing else nullcontext
+    begun = False
+    while True:
+        try:
+            with waiting():
+                window = next(windows, None)
+        except interrupts.Interrupted as interruption:
+            if not begun:
+                raise interrupts.as_exception(interruption.signal) from None
+            read_last_report(fit)
+            fit.seconds += clock.lap()
+            raise
+        if window is None:
+            return
+        begun = True
+        yield window
 
 
 def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:

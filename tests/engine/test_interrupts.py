@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import kdengine
+from kdengine._processes import is_running
 from kdengine.engine import checkpoint
 from kdengine.engine import engine as engine_module
 from tests.engine.common import engine, items, mlp
@@ -180,3 +182,102 @@ def test_handlers_of_the_program_are_left_alone(tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == ["mine"]
+
+
+class Hanging(torch.utils.data.Dataset):
+    """Says so to whoever waits for it, and gives nothing more, from some item on."""
+
+    random = False
+
+    def __init__(self, note, at, signals):
+        self.data, self.note, self.at, self.signals = items(), note, at, signals
+        self.main = os.getpid()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if self.note is not None and index >= self.at:
+            self.note.write_text(str(os.getpid()))
+            while self.at == 16 and not self.note.with_name("second-step").exists():
+                os.sched_yield()  # the worker reads ahead
+            for _ in range(self.signals):
+                os.kill(self.main, signal.SIGTERM)
+            os.read(os.pipe()[0], 1)
+        return self.data[index]
+
+
+class SecondStep:
+    kdengine_hook_version = 1
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    @kdengine.hookimpl
+    def kdengine_on_step_end(self, context):
+        if context.fit.step == 2:
+            (self.folder / "second-step").touch()
+
+
+def train_on_a_hanging_loader(out, note, at, signals, hangs_in_evaluation=False):
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1  # how long torch waits for a worker before it ends it
+    workers = 0 if note is None else 1
+    loader = kdengine.loader(Hanging(note if not hangs_in_evaluation else None, at, signals), 8, shuffle=False,
+                             workers=0 if hangs_in_evaluation else workers)  # fmt: skip
+    test = torch.utils.data.DataLoader(
+        Hanging(note if hangs_in_evaluation else None, at, signals), 8, num_workers=workers * hangs_in_evaluation
+    )
+    student = mlp(dropout=0.2)
+    try:
+        engine(student, out=out, seed=1, metrics={"top1": "top1"}, plugins=[SecondStep(out.parent)]).fit(
+            loader, test, epochs=2, resume="auto"
+        )
+    except SystemExit as error:
+        code = error.code
+    else:
+        return [p.tolist() for p in student.parameters()]
+    del loader, test
+    gc.collect()  # as the end of a program does
+    return code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("at", "in_evaluation", "step"),
+    [(16, False, 2), (0, False, None), (8, True, 4)],
+    ids=["step", "first", "evaluation"],
+)
+def test_a_signal_leaves_a_loader_that_hangs_with_a_checkpoint_and_no_worker(tmp_path, at, in_evaluation, step):
+    note = tmp_path / "worker"
+    (code,) = in_processes(1, train_on_a_hanging_loader, tmp_path / "run", note, at, 1, in_evaluation)
+    assert code == 143
+    assert not is_running(int(note.read_text()))
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == ([] if step is None else [step])
+    went_on, whole = (
+        in_processes(1, train_on_a_hanging_loader, tmp_path / name, None, at, 0, in_evaluation)[0]
+        for name in ("run", "whole")
+    )
+    assert went_on == whole
+
+
+def hang_in_a_step(out, note):
+    """A loader's worker is stuck while the main process, which is not waiting for it, gets two signals."""
+    loader = kdengine.loader(Hanging(note, 24, 0), 8, shuffle=False, workers=1)
+
+    class Impatient:
+        kdengine_hook_version = 1
+
+        @kdengine.hookimpl
+        def kdengine_on_backward_end(self, context):
+            while context.step == 2 and not note.exists():
+                os.sched_yield()
+            for _ in range(2 * (context.step == 2)):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    engine(out=out, plugins=[Impatient()]).fit(loader, epochs=1)
+
+
+def test_a_second_signal_takes_a_stuck_worker_with_it(tmp_path):
+    (started,) = start(1, hang_in_a_step, tmp_path / "run", tmp_path / "worker")
+    assert outcome(*started) == ("died", 143)
+    assert not is_running(int((tmp_path / "worker").read_text()))
