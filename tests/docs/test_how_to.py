@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import kdengine
 from kdengine.host import Host
 from kdengine.host.discovery import looks_like_path
+from kdengine.losses import CE, KD
 from kdengine.recipe import load
 from kdengine.recipe.load import Source
 from kdengine.recipe.models import make_model
@@ -44,6 +46,41 @@ def test_a_recipe_trains_to_its_end(title, tmp_path, monkeypatch):
     plan = make_plan(load.load(source, short), Host(autoload=False), source)
     summary = run(plan, Options(out=tmp_path / "run", say=lambda _: None))
     assert summary["student"]["metrics"]["top1"] > 0.5
+
+
+class Trainer:
+    """The arithmetic of a Trainer that accumulates: it divides unless the model is said to take the number of items."""
+
+    def __init__(self, model):
+        self.model, self.model_accepts_loss_kwargs = model, True
+
+    def get_batch_samples(self, batches, count, device):
+        return [next(batches) for _ in range(count)], 16
+
+    def step(self, batches, count):
+        samples, items = self.get_batch_samples(iter(batches), count, None)
+        for inputs in samples:
+            loss = self.compute_loss(self.model, inputs, num_items_in_batch=items)
+            (loss if self.model_accepts_loss_kwargs else loss / len(samples)).backward()
+
+
+def test_a_trainer_that_accumulates_has_the_gradient_of_one_large_batch():
+    namespace = {}
+    run_python(FIRST, HOW_TO, namespace)
+    (block,) = [block for block in BLOCKS if "class Distils" in block.text]
+    student, data = namespace["student"], namespace["data"].tensors
+    losses = {"kd": KD(hard_weight=0.5), "ce": CE()}
+    namespace["engine"] = kdengine.Engine(student, namespace["teacher"], losses=losses, loggers=[])
+    run_python(block, HOW_TO, namespace)
+    trainer = type("Distiller", (namespace["Distils"], Trainer), {})(student)
+    gradients = []
+    for sizes in ([16], [4, 12]):
+        student.zero_grad()
+        parts = zip(*(part[:16].split(sizes) for part in data), strict=True)
+        trainer.step(list(parts), len(sizes))
+        gradients.append([parameter.grad.clone() for parameter in student.parameters()])
+    for whole, accumulated in zip(*gradients, strict=True):
+        torch.testing.assert_close(accumulated, whole)
 
 
 def check_recipe(block, folder):
