@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with a leading ``~`` or ``~name`` replaced by the home it means; any other stays as it is.
 
     A shell replaces it in a word of its own, but not behind the ``=`` of ``--out=~/run``, and nothing does in a recipe.
@@ -13,8 +14,8 @@ def expanded(path: str | Path) -> Path:
     >>> expanded("runs/~x")
     PosixPath('runs/~x')
     """
-    path = Path(path)
+    found = Path(path)
     try:
-        return path.expanduser()
+        return found.expanduser()
     except RuntimeError:  # no such user, or no home: a file may have that name
-        return path
+        return found

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from kdengine._paths import expanded
 from kdengine.api import BatchTransform, ConfigurationError, Loss, Schedule
 from kdengine.api.errors import warn
 
@@ -120,7 +121,7 @@ def run_directory(given: Any) -> Path | None:
         return None
     if not isinstance(given, str | os.PathLike) or not str(given):
         raise ConfigurationError(f"out must be the path of a run directory, got {given!r}")
-    return Path(given)
+    return expanded(given)
 
 
 def check_resume(given: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.engine import random
+from kdengine.engine.collation import collated
 from kdengine.engine.notices import Notices
 from kdengine.engine.probe import draws_differ
 
@@ -110,11 +112,10 @@ class SeededDataset(Dataset[Any]):
         if (tensors := self.tensors) is not None:
             return Indexed(tuple(tensor[index] for tensor in tensors), index)
         unsteady = self._is_unsteady(*keys[0])
-        if self.plain:
-            return Indexed(self.collate([self.dataset[position] for _, position in keys]), index, unsteady=unsteady)
-        with random.preserved():
-            samples = [self._sample(epoch, position) for epoch, position in keys]
-            return Indexed(self.collate(samples), index, unsteady=unsteady)
+        with nullcontext() if self.plain else random.preserved():
+            samples = [self.dataset[at] if self.plain else self._sample(epoch, at) for epoch, at in keys]
+            batch = collated(self.collate, samples, index.tolist())
+            return Indexed(batch, index, unsteady=unsteady)
 
     def _is_unsteady(self, epoch: int, position: int) -> bool:
         """Whether an item differs between two draws under one seed; looked at once in each process."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import ModuleType
@@ -13,7 +12,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from kdengine._version import __version__
-from kdengine.api.errors import ConfigurationError, nearest
+from kdengine.api.errors import ConfigurationError, nearest, warn
 from kdengine.api.hooks import CALLBACKS
 from kdengine.host import builtins
 from kdengine.host.component import Component
@@ -27,7 +26,7 @@ from kdengine.host.registry import Implementation, Registry
 
 def warn_user(message: str) -> None:
     """Warn through Python's own warnings."""
-    warnings.warn(message, stacklevel=2)
+    warn(message)
 
 
 class Host:
