@@ -36,8 +36,11 @@ def test_it_computes_the_objective_and_holds_student_and_losses_without_the_teac
 
 def test_its_state_dict_brings_projectors_into_a_foreign_checkpoint():
     batch = items()[:8]
-    engines = made(), made()
-    first, second = (each.as_module(batch) for each in engines)  # projectors begin with weights of their own
+    modules = []
+    for seed, trained in enumerate([made(), made()]):
+        torch.manual_seed(seed)  # of the projector's first weights
+        modules.append(trained.as_module(batch))
+    first, second = modules
     assert first(batch).item() != pytest.approx(second(batch).item(), rel=1e-6)
     second.load_state_dict(first.state_dict())
     assert first(batch).item() == second(batch).item()
