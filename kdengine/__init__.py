@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _API = (
     "HOOK_VERSION", "Batch", "BatchTransform", "CheckpointContext", "CheckpointError", "ConfigurationError",
-    "Decision", "EvaluateContext", "ExceptionContext", "FitContext", "KDEngineError", "Logger", "Loss", "LossError",
+    "Decision", "EvaluateContext", "ExceptionContext", "FitContext", "KDEngineError", "KDEngineWarning", "Logger",
+    "Loss", "LossError",
     "Metric", "Needs", "NonFiniteError", "Output", "PluginError", "ProcessError", "Progress", "RunInfo", "Scalar",
     "Schedule", "StepContext", "TeacherSource", "Weight", "classes_last", "from_callable", "gather", "hookimpl",
     "next_token",
