@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -17,7 +17,12 @@ from kdengine.testing.trial import Trial, promises
 SPLITS = ((3, 4), (1, 6), (2, 3, 2), (1,) * ITEMS)
 RANKS = (((3, 1), (2, 1)), ((6,), (1,)), ((1, 2), (3,), (1,)))
 """Micro-batches of each process."""
-MASKED = (False, True)
+COUNTING: Mapping[str, Mapping[str, Tensor]] = {
+    "": {},
+    ", some items masked": {"mask": torch.arange(ITEMS) % 3 != 2},
+    ", items weighted": {"weights": torch.arange(ITEMS, dtype=torch.float64) / 3},
+}
+"""Which items count, and how much: all, two in three, each by a weight of its own (the first of 0)."""
 
 W = TypeVar("W")
 
@@ -80,7 +85,7 @@ def _weights(case: Case, loss: Loss) -> dict[str, dict[str, Weight]]:
 def split(case: Case, trial: Trial) -> None:
     """Any split of a batch gives the same gradient, also where some items do not count."""
     _only_items(case, trial)
-    trial.tries(f"micro-batches of {_listed(SPLITS)} in place of {ITEMS}; all items, and two in three")
+    trial.tries(f"micro-batches of {_listed(SPLITS)} in place of {ITEMS}; all items, two in three, and weighted")
     _agree(case, trial, SPLITS, evaluate, lambda sizes: f"with micro-batches of {sizes} in place of ({ITEMS},)")
 
 
@@ -99,15 +104,14 @@ def _agree(
     compute: Callable[[Case, Loss, Batch, W], Outcome],
     say: Callable[[W], str],
 ) -> None:
-    """Every way to share a batch out gives the loss and gradient of the whole, also where some items do not count."""
-    loss, batch = case.make(), case.batch()
-    for masked in MASKED:
-        if masked:
-            batch.mask = torch.arange(batch.size) % 3 != 2
+    """Every way to share a batch out gives the loss and gradient of the whole, whichever items count, however much."""
+    loss, given = case.make(), case.batch()
+    for counting, fields in COUNTING.items():
+        batch = given.replace(**fields)
         whole = evaluate(case, loss, batch)
         for way in ways:
             parts = compute(case, loss, batch, way)
-            what = f"{say(way)}{', some items masked' * masked}, the"
+            what = f"{say(way)}{counting}, the"
             trial.close(f"{what} loss", [parts.total], [whole.total], 1e-12)
             trial.close(f"{what} gradient", parts.gradients, whole.gradients, 1e-12)
 
