@@ -18,11 +18,13 @@ from tests.engine.common import engine, items, mlp
 from tests.engine.several import device, in_processes
 from tests.engine.test_objective import ITEMS, LOSSES, unevenly_labelled
 
+WEIGHTS = torch.linspace(0.0, 2.0, ITEMS)
 SPLITS = ([ITEMS], [10, 10, 10], [7, 7, 7, 7, 2], [29, 1], [1] * ITEMS)
 
 
 def update(name: str, strategy: str, rank: int, world: int, sizes: list[int], padding: int = 0) -> torch.Tensor:
     """What one optimizer step makes of the student, whose items are dealt out to processes in turns."""
+    name, _, weighted = name.partition(", ")
     student = mlp(dtype=torch.float64)
     trained = engine(
         student,
@@ -47,6 +49,7 @@ def update(name: str, strategy: str, rank: int, world: int, sizes: list[int], pa
             torch.cat([inputs[own], filler]),
             torch.cat([labels[own], torch.zeros(padding, dtype=labels.dtype)]),
             mask=counted,
+            weights=torch.cat([WEIGHTS[own], torch.ones(padding)]) if weighted else None,
         )
         micro_batches.append(batch)
     trained.train_step(micro_batches)
@@ -55,12 +58,13 @@ def update(name: str, strategy: str, rank: int, world: int, sizes: list[int], pa
 
 def updates(strategy: str) -> dict[tuple[str, str], list[float]]:
     processes = join()
+    weighted = [f"{name}, weighted" for name in LOSSES]
     found = {
         (name, str(sizes)): update(name, strategy, processes.rank, processes.world, sizes).tolist()
         for name in LOSSES
         for sizes in SPLITS
     }
-    for name in LOSSES:
+    for name in (*LOSSES, *weighted):
         padded = 3 * processes.rank + 1
         found[name, "padding"] = update(name, strategy, processes.rank, processes.world, [13, 17], padded).tolist()
     return found
@@ -68,7 +72,8 @@ def updates(strategy: str) -> dict[tuple[str, str], list[float]]:
 
 @pytest.fixture(scope="module")
 def alone():
-    return {name: update(name, "ddp", 0, 1, [ITEMS]) for name in LOSSES}
+    names = [*LOSSES, *(f"{name}, weighted" for name in LOSSES)]
+    return {name: update(name, "ddp", 0, 1, [ITEMS]) for name in names}
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
