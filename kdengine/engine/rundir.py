@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -250,7 +251,7 @@ def claim(out: Path, *, resume: bool) -> None:
         ConfigurationError: the directory holds a run and ``resume`` is not asked for.
         CheckpointError: its records are no file of its own.
     """
-    taken = [name for name in (SUMMARY, CHECKPOINTS, RECORDS) if (out / name).exists()]
+    taken = [name for name in (SUMMARY, CHECKPOINTS, RECORDS) if _holds_something(out / name)]
     if taken and not resume:
         raise ConfigurationError(
             f"the run directory {out} already holds a run ({', '.join(taken)}); choose another, "
@@ -262,6 +263,15 @@ def claim(out: Path, *, resume: bool) -> None:
         raise CheckpointError(f"{out / RECORDS}: {error}") from error
     for folder in (out, out / CHECKPOINTS):
         files.sweep(folder)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a file or folder is there, other than the empty file of a fit that was refused in its first step."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(found.st_mode) or found.st_size > 0
 
 
 def provenance(plugins: Mapping[str, str]) -> dict[str, Any]:

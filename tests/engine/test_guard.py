@@ -72,6 +72,13 @@ def test_a_buffer_that_the_teacher_writes_is_named_before_the_first_update():
     assert torch.equal(flat(student), before)
 
 
+def test_what_was_refused_in_the_first_step_can_be_mended_and_begun_again_in_the_same_directory(tmp_path):
+    with pytest.raises(kdengine.ConfigurationError, match="tokens_per_expert"):
+        engine(teacher=counting(), out=tmp_path / "run").fit(loader(), epochs=1)
+    mended = LiveTeacher(counting(), ignore_buffers=["*.tokens_per_expert"])
+    assert engine(teacher=mended, out=tmp_path / "run").fit(loader(), epochs=1).steps == 4
+
+
 @pytest.mark.parametrize(
     "teacher",
     [
