@@ -70,6 +70,10 @@ class Mixing(BatchTransform):
 
     def probabilities(self, labels: Tensor) -> Tensor:
         """Labels as probabilities ``(B, classes)``; an unlabelled item gives a row of zeros."""
+        if not isinstance(labels, Tensor):
+            raise ConfigurationError(
+                f"{type(self).__name__.lower()} needs labels as one tensor, got {describe(labels)}"
+            )
         if labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] == self.classes:
             return labels.float()
         if labels.is_floating_point() or labels.ndim != 1:

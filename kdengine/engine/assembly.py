@@ -51,7 +51,9 @@ def make_models(
     teach = any(need.teacher for need in needs) or (source is not None and source.learns)
     if teach and source is None:
         labels = [label for label, loss in losses.items() if loss.needs.teacher]
-        raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None")
+        by_target = [label for label in labels if getattr(losses[label], "target", None) == "teacher"]
+        hint = f"; {', '.join(by_target)} may compare with the labels instead: target='labels'" if by_target else ""
+        raise ConfigurationError(f"the losses {labels} need a teacher, but teacher is None{hint}")
     _check_evolution(source, losses)
     student_features = _capture(student, losses, "student")
     heads.align = None if classes is None else Aligner(classes)

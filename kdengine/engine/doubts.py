@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from kdengine.api import Batch, Output
 from kdengine.engine.notices import Notices
 from kdengine.engine.objective import Objective
 from kdengine.engine.padding import warn_of_padded_logits
+
+TOLERANCE = 0.02
+"""How far a sum of probabilities in half precision may be from 1."""
 
 
 def about_loss(label: str, objective: Objective, batch: Batch, notices: Notices) -> None:
@@ -22,9 +27,14 @@ def about_loss(label: str, objective: Objective, batch: Batch, notices: Notices)
     """
     loss = objective.losses[label]
     if loss.needs.classes == "exclusive":
-        warn_of_probabilities(label, "student", batch.student, notices)
-        if loss.needs.teacher:
-            warn_of_probabilities(label, "teacher", batch.teacher, notices)
+        for who, output in {
+            "student": batch.student,
+            **({"teacher": batch.teacher} if loss.needs.teacher else {}),
+        }.items():
+            warn_of_probabilities(label, who, output, notices)
+            warn_of_maps(label, who, output, notices)
+        if loss.needs.labels:
+            warn_of_several_labels(label, batch, notices)
     warn_of_padded_logits(label, loss, batch, notices)
     warn_of_target(label, objective, batch, notices)
 
@@ -40,6 +50,37 @@ def warn_of_probabilities(label: str, who: str, output: Output, notices: Notices
         )
 
 
+def warn_of_maps(label: str, who: str, output: Output, notices: Notices) -> None:
+    """Warn of logits of an image that were picked out of an output as they are, so that nothing says where classes are.
+
+    A function that moves or computes something has thought of it, and so has one that returns the only tensor.
+    """
+    logits, given = output.logits, output.output
+    if logits.ndim < 4 or isinstance(given, Tensor):
+        return
+    parts = given.values() if isinstance(given, Mapping) else given if isinstance(given, list | tuple) else ()
+    if any(part is logits for part in parts):
+        notices.once(
+            f"losses.{label}: the last dimension of the {who}'s logits {tuple(logits.shape)} is taken for the classes. "
+            "Where they are in dimension 1, as in models of images, move them to the end: "
+            "Engine(output=lambda output: kdengine.classes_last(output[...]))"
+        )
+
+
+def warn_of_several_labels(label: str, batch: Batch, notices: Notices) -> None:
+    """Warn of labels that are no distribution over classes: several labels per item, for a loss that takes one."""
+    labels = batch.labels
+    if not isinstance(labels, Tensor) or labels.shape != batch.student.logits.shape or not labels.numel():
+        return
+    sums = labels.sum(dim=-1, dtype=torch.float32)
+    if bool((((sums - 1).abs() > TOLERANCE) & (sums.abs() > TOLERANCE)).any()):
+        notices.once(
+            f"losses.{label}: the labels {tuple(labels.shape)} are read as probabilities of classes that exclude one "
+            f"another, but their rows sum to values from {sums.min().item():g} to {sums.max().item():g}. For several "
+            "labels per item use BCE(target='labels')"
+        )
+
+
 def sums_to_one(logits: Tensor) -> bool:
     """Whether every row is a distribution.
 
@@ -49,7 +90,7 @@ def sums_to_one(logits: Tensor) -> bool:
     if not logits.numel() or logits.shape[-1] < 2:
         return False
     rows = logits.detach()
-    tolerance = min(0.02, 8 * logits.shape[-1] ** 0.5 * torch.finfo(logits.dtype).eps)  # rounding of the summands
+    tolerance = min(TOLERANCE, 8 * logits.shape[-1] ** 0.5 * torch.finfo(logits.dtype).eps)  # rounding of the summands
     return bool((rows >= 0).all() & ((rows.sum(dim=-1, dtype=torch.float32) - 1).abs() <= tolerance).all())
 
 

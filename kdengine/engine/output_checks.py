@@ -125,8 +125,13 @@ def check_metric(name: str, metric: Metric, heads: Heads, batch: Batch) -> None:
         check_form(metric.classes, output.logits, batch.labels, chosen=chosen)
         check_size(who, output, batch)
     labels, logits = batch.labels, batch.student.logits
-    if not metric.needs_labels or not isinstance(labels, Tensor):
+    if not metric.needs_labels or labels is None:
         return
+    if not isinstance(labels, Tensor):
+        raise ConfigurationError(
+            f"it needs labels as a tensor, but the loader gives {describe(labels)}; say which are its own: "
+            f"Engine(labels={{{name!r}: lambda labels: labels[...]}})"
+        )
     if metric.classes == "exclusive" and not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
         check_range(labels, logits.shape[-1], ignored(metric))
     if not heads.relabels:

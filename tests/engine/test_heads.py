@@ -163,6 +163,9 @@ def test_a_loss_that_was_not_told_its_labels_is_named():
     for run in (lambda e: e.objective(BATCH), lambda e: e.fit([BATCH], epochs=1)):
         with pytest.raises(kdengine.LossError, match=r"^losses\.sex: .*a dict with keys \['age', 'sex'\].*\(labels="):
             run(people(losses=losses, labels={"age": head("age")}))
+    measured = people(losses=losses, metrics={"right": "top1"}, labels={"age": head("age")})
+    with pytest.raises(kdengine.ConfigurationError, match=r"^metrics\.right: .*Engine\(labels=\{'right'"):
+        measured.evaluate([BATCH])
     with pytest.raises(kdengine.ConfigurationError, match=r"labels as a tensor, got a dict .*Engine\(labels="):
         people(losses=losses, labels=None).objective(BATCH)
 

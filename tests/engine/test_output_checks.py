@@ -413,3 +413,38 @@ def test_a_head_that_no_loss_trains_is_named_in_the_first_step():
         engine(quiet, losses={"ce": CE()}, weights={}, output=lambda output: output[0]).fit([(X, Y)], epochs=1)
         both = {"ce": lambda output: output[0], "own": lambda output: output[1]}
         engine(Two(), losses={"ce": CE(), "own": CE()}, weights={}, output=both).fit([(X, Y)], epochs=1)
+
+
+def test_labels_that_are_several_are_no_distribution():
+    several = torch.ones(16, CLASSES)
+    with pytest.warns(UserWarning, match=r"rows sum to values from 5 to 5.*BCE\(target='labels'\)"):
+        single(mlp(), CE(), (X, several))
+    mixed = several / CLASSES
+    mixed[0] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        single(mlp(), CE(), (X, mixed))
+        single(mlp(), BCE(target="labels"), (X, several))
+
+
+def test_maps_that_were_picked_as_they_are_leave_a_doubt():
+    class Fields(Dense):
+        def forward(self, images):
+            return {"out": super().forward(images)}
+
+    def read(output):
+        return output["out"]
+
+    with pytest.warns(UserWarning, match="the last dimension of the student's logits .* is taken for the classes"):
+        single(Fields(4), KD(), IMAGES, Fields(8), output=read)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        single(Fields(4), KD(), IMAGES, Fields(8), output=lambda output: kdengine.classes_last(output["out"]))
+        single(Dense(4), KD(), IMAGES, Dense(8), output=lambda output: output)
+
+
+def test_a_loss_that_may_read_labels_says_so_where_there_is_no_teacher():
+    for loss in (BCE(), MSE(), kdengine.from_callable(nn.MSELoss(reduction="none"))):
+        plain = kdengine.Engine(mlp(), losses={"mine": loss}, loggers=[], device="cpu")
+        with pytest.raises(kdengine.ConfigurationError, match=r"need a teacher.*; mine may .*target='labels'"):
+            plain.objective((X, torch.rand(16, CLASSES)))
