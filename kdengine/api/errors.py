@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-_PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
+_INNER = ("kdengine", "torch", "contextlib", "threading")
+"""Packages whose frames lie between the line of the user and a warning."""
 
 
 class KDEngineError(Exception):
@@ -137,10 +136,9 @@ class KDEngineWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Warn the user, at the line of their own code that led here."""
-    level = 2
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, level = frame.f_back, level + 1
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
     warnings.warn(message, KDEngineWarning, stacklevel=level)
 
 

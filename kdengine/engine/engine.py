@@ -365,9 +365,15 @@ class Engine:
         self,
         feed: Feed,
         evaluation: Iterable[Any] | Callable[[nn.Module], Mapping[str, Any]] | None = None,
-        epochs: int = 1,
+        epochs: int | None = None,
     ) -> Fit:
-        """Build everything that a fit works on; trains nothing."""
+        """Build everything that a fit works on; trains nothing.
+
+        Args:
+            feed: of the training data.
+            evaluation: as for :meth:`fit`.
+            epochs: how long the fit is; None where nobody knows, as in someone's own loop.
+        """
         if self.optimizer is None:
             raise ConfigurationError("training needs an optimizer: Engine(optimizer=lambda named: ...)")
         if self.seed is not None:
@@ -382,12 +388,13 @@ class Engine:
             modes.warn(self.notices)
         check_last_batch(feed, models, precision, self.runtime)
         named = trainable(self.student, objective, models.learning)
-        optimizer = make_optimizer(self.optimizer, named)
+        optimizer = make_optimizer(self.optimizer, named, self.notices)
         if strategy.shards:
             part_kinds(optimizer)
         options = optimizer_options(optimizer)
+        known, epochs = epochs, epochs or 1
         steps = epochs * feed.steps_per_epoch
-        lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps, epochs)
+        lr_scheduler = make_lr_scheduler(self.lr_scheduler, optimizer, named, steps, known, self.notices)
         if self.seed is not None and not self.runtime.is_main:
             random.seed_all(self.seed, self.settings.name, self.runtime.processes.rank)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -426,7 +433,7 @@ class Engine:
             evaluation=evaluation,
             notices=self.notices,
             metrics=self.metrics,
-            monitor=Monitor(self.settings, self.metrics),
+            monitor=Monitor(self.settings, self.metrics, self.notices),
             calls=calls,
             stateful=calls.stateful,
             loggers=loggers,

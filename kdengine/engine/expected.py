@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from kdengine.api import ConfigurationError, Schedule
-from kdengine.api.errors import nearest, warn
+from kdengine.api.errors import nearest
 from kdengine.engine.fit import Fit
 
 TOO_MUCH: Final = 0.9
@@ -23,7 +23,7 @@ def check_expected(fit: Fit, evaluation: Any) -> None:
     Raises:
         ConfigurationError: it is missing.
     """
-    check_average(fit.settings.ema, fit.steps)
+    check_average(fit)
     fit.monitor.check(evaluation, fit.lr_scheduler)
     check_followed(fit.objective.scheduled, fit.monitor.may_give, evaluation, list(fit.metrics))
     if evaluation is None or callable(evaluation):
@@ -34,7 +34,9 @@ def check_expected(fit: Fit, evaluation: Any) -> None:
             f"the metric {taught[0]!r} compares the student with a teacher, but Engine(teacher=...) was not given"
         )
     if not (fit.metrics or fit.settings.gradient_shares):
-        warn('fit was given an evaluation loader, but there is nothing to measure on it: Engine(metrics=["top1"])')
+        fit.notices.once(
+            'fit was given an evaluation loader, but there is nothing to measure on it: Engine(metrics=["top1"])'
+        )
 
 
 def check_followed(schedules: Mapping[str, Schedule], may_give: Any, evaluation: Any, metrics: list[str]) -> None:
@@ -53,10 +55,11 @@ def check_followed(schedules: Mapping[str, Schedule], may_give: Any, evaluation:
             )
 
 
-def check_average(decay: float | None, steps: int) -> None:
+def check_average(fit: Fit) -> None:
     """Warn of a moving average that a fit is too short for: what is evaluated and exported is where it began."""
+    decay, steps = fit.settings.ema, fit.steps
     if decay is not None and (left := decay**steps) > TOO_MUCH:
-        warn(
+        fit.notices.once(
             f"ema={decay} averages over about {1 / (1 - decay):,.0f} optimizer steps, but the fit has {steps}: "
             f"{left:.0%} of what is evaluated and exported are the weights of its first step; take a smaller decay"
         )

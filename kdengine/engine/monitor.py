@@ -9,8 +9,9 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kdengine.api import ConfigurationError, Metric
-from kdengine.api.errors import nearest, warn
+from kdengine.api.errors import nearest
 from kdengine.api.metric import mode_in_name, mode_of
+from kdengine.engine.notices import Notices
 from kdengine.engine.settings import MonitorMode, Settings
 
 
@@ -24,9 +25,11 @@ class Monitor:
     Args:
         settings: of the fit.
         metrics: of the fit, by name.
+        notices: of the engine.
     """
 
-    def __init__(self, settings: Settings, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, settings: Settings, metrics: Mapping[str, Metric], notices: Notices) -> None:
+        self.notices = notices
         self.given = settings.monitor
         self.given_mode = settings.monitor_mode
         self.metrics = metrics
@@ -104,9 +107,9 @@ class Monitor:
                 f"Engine(monitor_mode={self.plateau!r}) if that is the way it improves"
             )
         if self.given_mode is not None and known not in (None, found):
-            warn(f"monitor_mode={found!r} is the opposite of what the metric {name!r} says of itself")
+            self.notices.once(f"monitor_mode={found!r} is the opposite of what the metric {name!r} says of itself")
         elif self.given_mode is None and known is None and found == "min" and in_name != self.plateau:
-            warn(
+            self.notices.once(
                 f"nothing says which way {name!r} is better; by {'its name' if in_name else 'ReduceLROnPlateau'} the "
                 "lowest value is taken for the best. Write Engine(monitor_mode='min'), or 'max' if it is the highest"
             )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kdengine.api import ConfigurationError
-from kdengine.api.errors import warn
+from kdengine.engine.notices import Notices
 from kdengine.engine.shards import is_sharded
 
 Named: TypeAlias = list[tuple[str, nn.Parameter]]
@@ -34,8 +34,13 @@ FACTORY_LINE = "optimizer=lambda named: torch.optim.{name}([p for _, p in named]
 """What to write where no optimizer was given."""
 
 
-def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
+def make_optimizer(given: OptimizerLike, named: Named, notices: Notices) -> torch.optim.Optimizer:
     """Call a factory with the named parameters; to an instance, add those that are not the student's as groups.
+
+    Args:
+        given: what the user gave.
+        named: the parameters that train.
+        notices: of the engine.
 
     Raises:
         ConfigurationError: it is none, holds nothing of the student, or has another interface.
@@ -47,7 +52,7 @@ def make_optimizer(given: OptimizerLike, named: Named) -> torch.optim.Optimizer:
     optimizer = _call(given, named)
     check_interface(optimizer)
     if missing := [name for name, _ in _missing(optimizer, named) if name.startswith(BROUGHT)]:
-        warn(
+        notices.once(
             f"the optimizer's factory leaves out {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}, which "
             "losses or the teacher bring to be trained; they stay as they are. The factory is given them by name: "
             + FACTORY_LINE.format(name=type(optimizer).__name__)

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kdengine.api import ConfigurationError
-from kdengine.api.errors import warn
+from kdengine.engine.notices import Notices
 from kdengine.engine.optimizers import BROUGHT, Named, check_call, required_arguments
 
 SchedulerLike: TypeAlias = Any
@@ -36,7 +36,12 @@ NOTHING: Final = 1e-6
 
 
 def make_lr_scheduler(
-    given: SchedulerLike, optimizer: torch.optim.Optimizer, named: Named, steps: int, epochs: int
+    given: SchedulerLike,
+    optimizer: torch.optim.Optimizer,
+    named: Named,
+    steps: int,
+    epochs: int | None,
+    notices: Notices,
 ) -> Any:
     """Call a factory ``fn(optimizer, steps)``; an instance must belong to the optimizer and to all its groups.
 
@@ -45,7 +50,8 @@ def make_lr_scheduler(
         optimizer: of the fit.
         named: the parameters that train.
         steps: of the fit.
-        epochs: of the fit: a schedule counted in these is told.
+        epochs: of the fit, for a schedule that was counted in these; None for one of unknown length.
+        notices: of the engine.
 
     Raises:
         ConfigurationError: it is no scheduler, has another interface, or would end in the middle of the fit.
@@ -59,9 +65,10 @@ def make_lr_scheduler(
         scheduler = _call(given, optimizer, steps)
     if scheduler is not None:
         _check_interface(scheduler)
-        _check_end(scheduler, steps)
-        if not getattr(given, "counts_epochs", False):  # a recipe's durations are in epochs, and made steps of
-            warn_of_horizon(scheduler, steps, epochs)
+        if epochs is not None:
+            _check_end(scheduler, steps)
+            if not getattr(given, "counts_epochs", False):  # a recipe's durations are in epochs, and made steps of
+                warn_of_horizon(scheduler, steps, epochs, notices)
     return scheduler
 
 
@@ -170,10 +177,10 @@ def _check_end(scheduler: Any, steps: int) -> None:
             )
 
 
-def warn_of_horizon(scheduler: Any, steps: int, epochs: int) -> None:
+def warn_of_horizon(scheduler: Any, steps: int, epochs: int, notices: Notices) -> None:
     """Compare what a scheduler knows of its own length with the steps of the fit."""
     if isinstance(scheduler, lr_scheduler.SequentialLR) and scheduler._milestones[-1] - scheduler.last_epoch >= steps:
-        warn(
+        notices.once(
             f"the lr_scheduler changes to its last part at step {scheduler._milestones[-1]}, but the fit has {steps} "
             "optimizer steps; milestones count optimizer steps"
         )
@@ -182,7 +189,7 @@ def warn_of_horizon(scheduler: Any, steps: int, epochs: int) -> None:
         part = part._replace(steps=_last(part))
         if message := _in_epochs(part, epochs) or _too_long(part) or _fades(part):
             name = type(part.scheduler).__name__
-            warn(f"{message}. {_HINTS.get(name, 'It is stepped after every optimizer step, not every epoch')}")
+            notices.once(f"{message}. {_HINTS.get(name, 'It is stepped after every optimizer step, not every epoch')}")
 
 
 def _last(part: Part) -> int:

@@ -157,7 +157,7 @@ def measure(engine: Engine, dataset: Any, name: str, batch_size: int, epochs: in
     kept = Kept(held(engine))
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         engine.objective(batch)
-    fit = engine.assemble(Feed(probe, 1, engine._to_batch), epochs=1)
+    fit = engine.assemble(Feed(probe, 1, engine._to_batch))
     for parameter in fit.parameters:
         parameter.grad = torch.zeros_like(parameter)
     fit.optimizer.step()

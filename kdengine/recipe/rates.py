@@ -73,6 +73,15 @@ def make_rate(
     return Rate(table, steps_per_epoch, warmup, "max" if higher_is_better else "min")
 
 
+def warn_of_warmup(table: LRScheduleTable, epochs: int) -> None:
+    """Warn of a warm-up that leaves nothing of a fit to what comes after it."""
+    if table.warmup >= epochs:
+        warn(
+            f"[lr_schedule] the warmup of {table.warmup:g} epochs takes all of the fit's {epochs}: the learning rate "
+            "never gets to its height"
+        )
+
+
 @dataclass(frozen=True)
 class Rate:
     """Makes the scheduler that a table means.
@@ -99,11 +108,6 @@ class Rate:
             raise ConfigurationError(f"[lr_schedule] {self.table.use} cannot be made: {error}") from error
         if not self.warmup:
             return main
-        if self.warmup >= steps:
-            warn(
-                f"[lr_schedule] the warmup of {self.table.warmup:g} epochs takes all of the fit's "
-                f"{steps / self.steps_per_epoch:g}: the learning rate never gets to its height"
-            )
         start = lr_scheduler.LinearLR(optimizer, start_factor=1.0 / self.warmup, total_iters=self.warmup)
         return lr_scheduler.SequentialLR(optimizer, [start, main], milestones=[self.warmup])
 

@@ -37,6 +37,7 @@ from kdengine.recipe.disagreements import Disagreements, find_disagreements, wri
 from kdengine.recipe.load import differences, dump, load, source_at
 from kdengine.recipe.models import load_weights, make_model, teaching_model
 from kdengine.recipe.plan import Plan
+from kdengine.recipe.rates import warn_of_warmup
 from kdengine.recipe.schema import Recipe
 from kdengine.recipe.summary import aggregate, entry, read_complete
 from kdengine.recipe.teacher import Teacher, check_cache, get_teacher, teacher_fit, untrained_teacher
@@ -170,18 +171,21 @@ def rehearse(plan: Plan, data: Data) -> None:
         ConfigurationError: parts of the recipe do not fit each other.
         CheckpointError: a checkpoint cannot be read, or is of another model.
     """
+    warn_of_warmup(plan.recipe.lr_schedule, plan.recipe.train.epochs)
     teacher = untrained_teacher(plan, data)
     if plan.teacher is not None and teacher is not None:
         for model, module in zip(plan.teacher.models, teacher.modules, strict=True):
             if model.table.train is not None:
                 engine, loader = teacher_fit(plan, data, model, module, out=None, loggers=[])
-                engine.assemble(Feed(loader, 1, to_batch))
+                engine.assemble(Feed(loader, 1, to_batch), epochs=model.table.train.epochs)
+                warn_of_warmup(model.table.train.lr_schedule or plan.recipe.lr_schedule, model.table.train.epochs)
     for alone in (True, False) if plan.recipe.baseline else (False,):
         engine, loader = student_fit(
             plan, data, teacher, seed=plan.recipe.train.seed, out=None, loggers=[], alone=alone
         )
         with plan.telling_lines():
-            fit = engine.assemble(Feed(loader, plan.recipe.train.accumulate, to_batch))
+            feed = Feed(loader, plan.recipe.train.accumulate, to_batch)
+            fit = engine.assemble(feed, epochs=plan.recipe.train.epochs)
             check_expected(fit, test_loader(plan, data))
             try_batch(fit)
 

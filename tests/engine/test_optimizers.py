@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kdengine
-from kdengine.losses import Hint
+from kdengine.losses import KD, Hint
 from tests.engine.common import engine, flat, items, mlp
 
 
@@ -121,7 +121,7 @@ def test_an_optimizer_that_can_do_without_its_closure_is_taken():
 
 def test_a_factory_that_leaves_out_what_a_loss_brings_is_warned_of():
     student = mlp()
-    hint = {"losses": {"hint": Hint(student="1", teacher="1")}, "weights": {}}
+    hint = {"losses": {"hint": Hint(student="1", teacher="1"), "kd": KD()}, "weights": {}}
     forgetful = engine(student, optimizer=lambda named: torch.optim.SGD(student.parameters(), lr=0.1), **hint)
     with pytest.warns(UserWarning, match=r"leaves out losses.hint.*named"):
         forgetful.fit(kdengine.loader(items(), 8), epochs=1)

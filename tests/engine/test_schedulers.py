@@ -153,6 +153,22 @@ def test_a_schedule_of_the_fits_length_is_taken_without_a_word(scheduler):
         assert fit(scheduler, evaluation=kdengine.loader(items(), 8)).steps == STEPS
 
 
+def test_an_engine_warns_of_a_horizon_once_however_often_it_fits():
+    made = engine(lr_scheduler=lambda opt, steps: rates.CosineAnnealingLR(opt, 2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            made.fit(kdengine.loader(items(), 8), epochs=2)
+    assert len(caught) == 1
+
+
+def test_nobody_knows_how_long_a_loop_of_ones_own_will_be():
+    made = engine(lr_scheduler=lambda opt, steps: rates.CosineAnnealingLR(opt, 1000), ema=0.999)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.train_step([items()[:8]])
+
+
 def plateau(mode="min"):
     return lambda opt, steps: rates.ReduceLROnPlateau(opt, mode=mode, patience=0)
 

@@ -441,6 +441,13 @@ def test_a_plateau_that_waits_for_the_worst_is_told_before_the_teacher_trains(ca
     assert not cache.exists()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_rehearsal_knows_how_long_the_fit_will_be(plan_of):
+    long = ["train.epochs=30", "train.ema=0.99", "lr_schedule={ use = 'cosine', warmup = 5.0 }"]
+    plan = plan_of(SMALL, *long, "teacher.train.epochs=6")
+    rehearse(plan, make_data(plan))
+
+
 def test_a_warm_up_that_is_longer_than_the_fit_is_warned_of(plan_of):
     plan = plan_of(SMALL, "lr_schedule={ use = 'cosine', warmup = 5.0 }", "baseline=false", "train.epochs=1")
     with pytest.warns(UserWarning, match="warmup of 5 epochs takes all of the fit's 1"):
