@@ -141,7 +141,7 @@ def _as_index(given: Any, size: int, known: Tensor | None) -> Tensor:
         f"an item has a third part, {describe(given)}, which is read as the positions of the items in the data "
         f"set, but is none: {wrong}. Say what it is: sample weights by "
         "Engine(batch=lambda item: kdengine.Batch(item[0], item[1], weights=item[2])); leave out what no loss needs by "
-        "Engine(batch=lambda item: kdengine.Batch(item[0], item[1]))"
+        "Engine(batch=lambda item: kdengine.Batch(item[0], item[1])), with index=item[2] where it is meant"
     )
 
 

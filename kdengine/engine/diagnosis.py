@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdengine.api import Batch
+from kdengine.api.structure import tensors
 from kdengine.engine import random
 from kdengine.engine.batching import place
 from kdengine.engine.fit import Fit
@@ -64,8 +65,7 @@ def _of_batch(fit: Fit, host_batch: Batch, names: Sequence[str]) -> Iterator[str
     if fit.settings.nonfinite == "raise":  # a loss that is asked again may change its state; here training ends
         suspects.update(_terms(fit, batch, names))
     for what, value in suspects.items():
-        tensors = value.values() if isinstance(value, Mapping) else [value]
-        rows = [bad for tensor in tensors if isinstance(tensor, Tensor) for bad in _bad_rows(tensor, batch)]
+        rows = [bad for tensor in tensors(value) for bad in _bad_rows(tensor, batch)]
         if rows:
             yield f"{what} of {_items(batch, sorted(set(rows)))}"
 

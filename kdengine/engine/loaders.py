@@ -70,7 +70,7 @@ def check_index(batch: Batch, loader: Iterable[Any]) -> None:
     raise ConfigurationError(
         f"the index of a batch is to be the position of each item in the data set, but {wrong}. If the third part of "
         "the loader's items is something else, say so by Engine(batch=lambda item: kdengine.Batch(item[0], item[1])), "
-        "with weights=item[2] for sample weights"
+        "with weights=item[2] for sample weights, or index=item[2] where it is meant"
     )
 
 

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,23 @@ def input_keys(inputs: Any, size: int) -> Keys:
     return keys
 
 
-def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The leaves of nested inputs, each with its place and its kind."""
+def _parts(name: str, value: Any, inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested inputs, each with its place and its kind; of an object, its attributes."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        value = torch.from_numpy(np.ascontiguousarray(value)) if value.dtype.kind in "biuf" else value.tobytes()
+    held = None if isinstance(value, Tensor | type | FunctionType) else getattr(value, "__dict__", None)
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            yield from _parts(f"{name}.{key}", value[key])
+            yield from _parts(f"{name}.{key}", value[key], inside)
     elif isinstance(value, tuple | list):
         for position, item in enumerate(value):
-            yield from _parts(f"{name}.{position}", item)
+            yield from _parts(f"{name}.{position}", item, inside)
     elif isinstance(value, Tensor):
         yield f"{name} {value.dtype} {tuple(value.shape[1:])}", value
+    elif held and id(value) not in inside:  # what an object prints of itself may leave its tensors out
+        yield f"{name} {type(value).__name__}", None
+        for key in sorted(held):
+            yield from _parts(f"{name}.{key}", held[key], (*inside, id(value)))
     else:
         yield f"{name} {type(value).__name__}", value
 

@@ -54,6 +54,8 @@ def test_a_third_part_that_is_an_index_is_one():
     beyond = TensorDataset(INPUTS, LABELS, torch.arange(24) + 1)
     with pytest.raises(kdengine.ConfigurationError, match="goes up to 24, and the data set has 24 items"):
         engine().fit(DataLoader(beyond, 24), epochs=1)
+    meant = engine(batch=lambda item: kdengine.Batch(item[0], item[1], index=item[2]))
+    assert meant.fit(DataLoader(beyond, 24), epochs=1).steps == 1
 
 
 @pytest.mark.parametrize("make", [kdengine.loader, DataLoader])

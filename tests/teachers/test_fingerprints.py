@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -61,3 +63,27 @@ def test_a_configuration_has_no_addresses_in_it():
             return repr(lambda: None)
 
     assert configuration_digest(Held()) == configuration_digest(Held())
+
+
+class Graph:
+    """Prints its shapes alone."""
+
+    def __init__(self, x):
+        self.x, self.owner = x, self
+
+    def __repr__(self):
+        return f"Graph(x={list(self.x.shape)})"
+
+
+@dataclass
+class Record:
+    x: object
+
+
+@pytest.mark.parametrize("form", [Graph, Record, lambda x: [x.numpy()], lambda x: {"x": x.double().numpy()}])
+def test_what_an_object_holds_tells_it_from_another(form):
+    long = torch.arange(4000.0).view(2, 2000)  # too long to be printed
+    other = long.clone()
+    other[0, 1000] += 1
+    keys = [input_keys(form(rows), 2).tolist() for rows in (long, long.clone(), other)]
+    assert keys[0] == keys[1] != keys[2]

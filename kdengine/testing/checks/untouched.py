@@ -54,7 +54,7 @@ def _data_of(batch: Batch) -> list[Tensor]:
         found.append(tensor)
         return tensor
 
-    apply(keep, [batch.inputs, batch.labels, batch.index])
+    apply(keep, [batch.inputs, batch.labels, batch.index, batch.mask, batch.weights])
     return found
 
 
