@@ -160,7 +160,8 @@ def refusing_student(student: nn.Module) -> Iterator[None]:
     handles = [
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: seen.append(name))
         for name, module in student.named_modules()
-        if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if not isinstance(module, torch.jit.ScriptModule)  # which has no such hooks
+        and any(parameter.requires_grad for parameter in module.parameters(recurse=False))
     ]
     try:
         yield

@@ -70,9 +70,8 @@ class TrainingModes:
 
     def enter(self) -> None:
         """Put the model into the modes in which it trains."""
-        resting = {id(module) for module in self._resting}
-        self.model.train()
-        set_modes([(module, id(module) not in resting) for module in self.model.modules()])
+        self.model.train()  # which may leave some in evaluation mode by itself
+        set_modes([(module, False) for module in self._resting])
 
     def warn(self, notices: Notices) -> None:
         """Say once what the modes and ``requires_grad`` of the model leave in doubt; after :meth:`enter`."""

@@ -193,6 +193,11 @@ def test_a_teacher_that_hides_the_student_is_noticed_in_the_first_step(compiled)
     assert not any(module._forward_pre_hooks for module in student.modules())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_student_trains():
+    assert engine(torch.jit.script(mlp())).fit(loader(), epochs=1).steps == 4
+
+
 def test_a_frozen_part_of_the_student_may_serve_the_teacher():
     student = nn.Sequential(nn.Linear(INPUTS, CLASSES).requires_grad_(False), nn.Linear(CLASSES, CLASSES))
     with warnings.catch_warnings():

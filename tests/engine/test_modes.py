@@ -135,6 +135,18 @@ def test_a_part_that_trains_in_evaluation_mode_is_told():
     assert int(student.backbone[1].num_batches_tracked) == 0
 
 
+def test_a_model_that_keeps_a_part_in_evaluation_mode_by_itself_does_so():
+    class NormInEvaluation(Backboned):
+        def train(self, mode=True):
+            super().train(mode)
+            self.backbone[1].eval()
+            return self
+
+    for student in (NormInEvaluation().train(), NormInEvaluation().eval()):
+        engine(student, metrics={"top1": "top1"}).fit(loader(), loader(), epochs=2)
+        assert int(student.backbone[1].num_batches_tracked) == 0
+
+
 def test_a_peer_with_a_frozen_backbone_keeps_it():
     peer = frozen()
     before = modes(peer)
