@@ -50,31 +50,28 @@ def verdict(error: BaseException) -> tuple[int, str]:
         error = CommandInterruptedError(error)
     if isinstance(error, CommandInterruptedError):
         return error.code, error.word
-    code, text = _judged(error)
+    code, text, advice = _judged(error)
     place = blame(error)
-    if place is None or (isinstance(error, OSError) and place.plugin is None):
-        return code, text
-    return code, f"{text}\n{place}"
+    if isinstance(error, OSError) and place is not None and place.plugin is None:
+        place = None
+    return code, "\n".join([text, *([str(place)] if place else []), *([advice] if advice else [])])
 
 
-def _judged(error: BaseException) -> tuple[int, str]:
-    """The exit code and the message, without the place that raised it."""
-    if isinstance(error, OSError) and not _from_the_system(error):
-        return USAGE, f"error: {describe_os_error(error)}"
+def _judged(error: BaseException) -> tuple[int, str, str]:
+    """The exit code, the message and what to do, without the place that raised it."""
     from kdengine.api.errors import KDEngineError, NonFiniteError
+    from kdengine.ops.library import EnvironmentSettingError, UnavailableError
 
     kind, text = message(error)
     if isinstance(error, NonFiniteError):
-        return FAILURE, f"error: {text}"
-    if isinstance(error, KDEngineError):
-        return USAGE, f"error: {text}"
-    from kdengine.ops.library import EnvironmentSettingError, UnavailableError
-
-    if isinstance(error, EnvironmentSettingError | UnavailableError):
-        return USAGE, f"error: {text}"
+        return FAILURE, f"error: {text}", ""
+    if isinstance(error, KDEngineError | EnvironmentSettingError | UnavailableError):
+        return USAGE, f"error: {text}", ""
     if (advice := _from_the_system(error)) is not None:
-        return FAILURE, f"error: {advice}\n{kind}: {text.splitlines()[0] if text else ''}"
-    return FAILURE, f"error: {kind}: {text}\n{_unexpected(error)}"
+        return FAILURE, f"error: {advice}", f"{kind}: {text.partition(chr(10))[0]}"
+    if isinstance(error, OSError):
+        return USAGE, f"error: {describe_os_error(error)}", ""
+    return FAILURE, f"error: {kind}: {text}", _unexpected(error)
 
 
 def _from_the_system(error: BaseException) -> str | None:

@@ -23,11 +23,20 @@ from kdengine.host.held import held
 from kdengine.host.plugin import Plugin, check_name, describe_failure
 
 DISABLE_AUTOLOAD = "KDENGINE_DISABLE_PLUGIN_AUTOLOAD"
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 def autoload_enabled() -> bool:
-    """Whether installed plugins are considered without being named."""
-    return os.environ.get(DISABLE_AUTOLOAD, "").strip().lower() not in ("1", "true", "yes", "on")
+    """Whether installed plugins are considered without being named.
+
+    Raises:
+        ConfigurationError: the variable says neither yes nor no.
+    """
+    said = os.environ.get(DISABLE_AUTOLOAD, "").strip().lower()
+    if said not in (*_YES, *_NO):
+        known = ", ".join(repr(word) for word in (*_YES, *_NO) if word)
+        raise ConfigurationError(f"{DISABLE_AUTOLOAD} must be one of {known}, got {said!r}")
+    return said not in _YES
 
 
 class Installed:

@@ -61,7 +61,7 @@ def compiled() -> bool:
 
     Raises:
         UnavailableError: `KDENGINE_BACKEND=compiled`, and the library cannot be had.
-        EnvironmentSettingError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has an unknown value.
+        EnvironmentSettingError: `KDENGINE_BACKEND`, `KDENGINE_CPU_ISA` or `KDENGINE_CUDA` has an unknown value.
     """
     wanted = _environment.get(_variable)
     decided = _compiled.get(wanted)
@@ -75,7 +75,7 @@ def compiled_cuda() -> bool:
 
     Raises:
         UnavailableError: `KDENGINE_BACKEND=compiled`, and the library cannot be had.
-        EnvironmentSettingError: `KDENGINE_BACKEND` or `KDENGINE_CPU_ISA` has an unknown value.
+        EnvironmentSettingError: `KDENGINE_BACKEND`, `KDENGINE_CPU_ISA` or `KDENGINE_CUDA` has an unknown value.
     """
     wanted = _environment.get(_variable)
     decided = _compiled_cuda.get(wanted)
@@ -108,11 +108,12 @@ def _obtain(which: Library) -> bool:
 
 
 def _wanted() -> str:
-    """The value of `KDENGINE_BACKEND`, checked, and that of `KDENGINE_CPU_ISA` checked as well."""
+    """The value of `KDENGINE_BACKEND`, checked; those of `KDENGINE_CPU_ISA` and `KDENGINE_CUDA` are checked as well."""
     wanted = os.environ.get(VARIABLE) or "auto"
     try:
         check_choice(VARIABLE, wanted, ACCEPTED)
         check_choice(ISA_VARIABLE, os.environ.get(ISA_VARIABLE) or "portable", INSTRUCTION_SETS)
+        check_choice(CUDA_VARIABLE, os.environ.get(CUDA_VARIABLE) or "1", ("0", "1"))
     except ValueError as error:
         raise EnvironmentSettingError(str(error)) from None
     return wanted

@@ -41,7 +41,9 @@ def test_bad_input_is_one_message(kd, arguments, said):
     assert not out
 
 
-@pytest.mark.parametrize("variable", ["KDENGINE_BACKEND", "KDENGINE_CPU_ISA"])
+@pytest.mark.parametrize(
+    "variable", ["KDENGINE_BACKEND", "KDENGINE_CPU_ISA", "KDENGINE_CUDA", "KDENGINE_DISABLE_PLUGIN_AUTOLOAD"]
+)
 def test_a_wrong_environment_is_refused_before_anything_is_written(kd, place, monkeypatch, variable):
     monkeypatch.setenv(variable, "compield")
     code, _, err = kd("run", "small.toml")

@@ -54,6 +54,8 @@ def test_a_loss_of_a_plugin_that_raises_is_told_with_file_line_and_resume(kd, pl
     assert code in (1, 2)
     assert "size mismatch" in err
     assert f"raised in per_item of plugin 'mine', {path}, line 12: raise {error}" in err
+    assert "losses.boom" in err
+    assert "at step 3" in err
     assert "bug in" not in err
     assert "kdengine run --resume --out r" in err
 
