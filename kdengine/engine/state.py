@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,11 +81,9 @@ def save(fit: Fit) -> Path | None:
     fit.saving = False
     if (out := fit.out) is None:
         return None
-    step, processes, best = fit.position.step, fit.runtime.processes, fit.best
+    step, processes = fit.position.step, fit.runtime.processes
     path = checkpoint.save(directory(out), step, collect(fit), meta=describe(fit), replace=True, processes=processes)
-    processes.on_main(
-        lambda: checkpoint.prune(directory(out), fit.settings.keep, keep=() if best is None else {best["step"]})
-    )
+    processes.on_main(lambda: _prune(fit, out))
     if fit.calls.checkpoint_saved is not None:
         fit.calls.checkpoint_saved(CheckpointContext(fit.context, path, step))
     return path
@@ -136,9 +135,19 @@ def resume(fit: Fit) -> bool:
         fit.loggers.message("resuming a loader of your own: its consumed batches are read again and dropped")
     with _fitting(path):
         restore(fit, tree, path)
-    later = directory(fit.out)
-    fit.runtime.processes.on_main(lambda: checkpoint.drop_after(later, fit.position.step))
+    fit.runtime.processes.on_main(partial(_tidy, fit, fit.out))
     return True
+
+
+def _tidy(fit: Fit, out: Path) -> None:
+    """Keep the checkpoints that a training which was never cut off would have here."""
+    checkpoint.drop_after(directory(out), fit.position.step)
+    _prune(fit, out)
+
+
+def _prune(fit: Fit, out: Path) -> None:
+    """Keep the newest checkpoints and the best."""
+    checkpoint.prune(directory(out), fit.settings.keep, keep=() if fit.best is None else {fit.best["step"]})
 
 
 def _newest(fit: Fit, warning: str = "") -> Path | None:

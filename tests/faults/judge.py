@@ -74,6 +74,8 @@ def check_resumed(endings: Sequence[Ending], out: Path, reference: Reference) ->
     newest = max(Path(name).parts[1] for name in final if name.startswith("checkpoints/"))
     for name in (name for name in final if name.startswith(f"checkpoints/{newest}/")):
         require(found.get(name) == final[name], f"{name} is not the undisturbed one's")
+    kept = [checkpoint.steps(each / "checkpoints") for each in (reference.out, out)]
+    require(kept[0] == kept[1], f"the undisturbed training keeps the checkpoints {kept[0]}, the resumed one {kept[1]}")
     check_checkpoints(out, reference)
     check_newest(out, [max(checkpoint.steps(reference.out / "checkpoints"))])
     left = [str(path.relative_to(out)) for path in out.rglob(".*")]
