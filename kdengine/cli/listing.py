@@ -48,13 +48,14 @@ def new(
 
 def schema(out: Annotated[Path | None, typer.Option(help="Write it to a file.")] = None) -> None:
     """Print the JSON Schema of a recipe, for editors."""
+    from kdengine import _files as files
     from kdengine.recipe.schema import Recipe
 
     text = json.dumps(Recipe.model_json_schema(), indent=2)
     if out is None:
         typer.echo(text)
         return
-    out.write_text(f"{text}\n", encoding="utf-8")
+    files.write_text(out, f"{text}\n")
     typer.echo(f"wrote {out}")
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from kdengine import _files
 from kdengine._cache import cache_folder
 from kdengine._locks import Busy, locked
 from kdengine._paths import expanded
@@ -227,7 +228,7 @@ def _build(library: Library, tools: Tools, target: Path) -> None:
             path.unlink()
         left.rmdir()
     failed = target.parent / "failed.txt"
-    failed.unlink(missing_ok=True)
+    _files.remove(failed)
     _tell(f"compiling the loss kernels with {tools.describe()}, once; it takes {DURATION[library.name]}")
     started = time.monotonic()
     with TemporaryDirectory(prefix="work-", dir=target.parent) as work:
@@ -235,8 +236,8 @@ def _build(library: Library, tools: Tools, target: Path) -> None:
             made = compile_library(library, tools, Path(work))
         except BuildError as error:
             log = target.parent / "build.log"
-            log.write_text(error.log, encoding="utf-8")
-            failed.write_text(f"{error} (all of it in {log})", encoding="utf-8")
+            _files.write_text(log, error.log)
+            _files.write_text(failed, f"{error} (all of it in {log})")
             raise BuildError(failed.read_text(encoding="utf-8")) from None
         trust.protect(made)
         made.replace(target)

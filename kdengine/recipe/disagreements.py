@@ -41,7 +41,7 @@ def write_disagreements(out: Path, found: Disagreements, classes: Sequence[str])
     """
     if not found.items:
         for name in (DISAGREEMENTS, DISAGREEMENT_IMAGES):
-            (out / name).unlink(missing_ok=True)
+            files.remove(out / name)
         return
     with files.replacing(out / DISAGREEMENT_IMAGES) as temporary:
         save_tensors(temporary, {"images": torch.stack(found.images)})
