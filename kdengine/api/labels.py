@@ -23,7 +23,7 @@ def labelled(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor | None:
         a bool mask ``(B, ...)``, or None where all of a short batch's items are labelled.
     """
     if labels.is_floating_point():
-        return labels.any(dim=-1)
+        return labels.any(dim=-1) if labels.ndim > 1 else None  # one number per item is no probability
     few = labels.ndim == 1 and labels.device.type == "cpu" and labels.numel() <= FEW
     if few and ignore_index not in labels.tolist():
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -241,7 +242,8 @@ class CallableLoss(Loss):
         self.fn = fn
         self.target = target
         self.needs = Needs(teacher=target == "teacher", labels=target == "labels")
-        if isinstance(ignored := getattr(fn, "ignore_index", None), int):
+        bound = fn.keywords.get("ignore_index") if isinstance(fn, partial) else None
+        if isinstance(ignored := getattr(fn, "ignore_index", bound), int):
             self.ignore_index = ignored
 
     def valid(self, batch: Batch) -> Tensor | Mapping[str, Tensor | None] | None:

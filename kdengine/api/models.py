@@ -56,6 +56,7 @@ def classes_last(output: Any) -> Tensor | None:
         output: what a model returned: a tensor, or what holds logits where they usually are.
 
     Example:
+        >>> import torch
         >>> classes_last(torch.zeros(2, 5, 8, 9)).shape
         torch.Size([2, 8, 9, 5])
     """
@@ -74,6 +75,7 @@ def next_token(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
         ignore_index: of the last position.
 
     Example:
+        >>> import torch
         >>> next_token(torch.tensor([[5, 6, 7]]))
         tensor([[   6,    7, -100]])
     """

@@ -72,10 +72,13 @@ def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     low, high = (int(bound) for bound in ids.aminmax())
     if low >= 0 and high < classes:
         return
-    counted = "; do the labels count from 1?" if low >= 1 and high == classes else ""
+    bad = low if low < 0 else high
+    hint = f"; where {bad} marks an item without a label: ignore_index={bad}"
+    if low >= 1 and high == classes:
+        hint = "; do the labels count from 1?"
     raise ConfigurationError(
-        f"the label {low if low < 0 else high} is out of range: the logits have {classes} classes, so labels are from "
-        f"0 to {classes - 1}, or {ignore_index} for an item without a label{counted}"
+        f"the label {bad} is out of range: the logits have {classes} classes, so labels are from "
+        f"0 to {classes - 1}, or {ignore_index} for an item without a label{hint}"
     )
 
 
@@ -85,13 +88,12 @@ def refuse_copies(batch: Batch) -> None:
     Raises:
         ConfigurationError: they are equal at every labelled position.
     """
-    labels, tokens = batch.labels, own_tokens(batch.inputs)
-    if not isinstance(labels, Tensor) or tokens is None or labels.ndim < 2 or labels.shape != tokens.shape:
+    labels = batch.labels
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim < 2:
         return
-    if labels.is_floating_point() or batch.student.logits.shape[:-1] != labels.shape:
-        return
-    counted = labels != IGNORE_INDEX
-    if int(counted.sum()) < FEWEST or bool((labels != tokens)[counted].any()):
+    if batch.student.logits.shape[:-1] != labels.shape or not any(
+        repeats(labels, tokens) for tokens in own_tokens(batch.inputs)
+    ):
         return
     raise ConfigurationError(
         f"the labels {tuple(labels.shape)} are the model's own input tokens, so that it would learn to repeat them: "
@@ -100,14 +102,25 @@ def refuse_copies(batch: Batch) -> None:
     )
 
 
-def own_tokens(inputs: Any) -> Tensor | None:
-    """The tokens whose successors a model predicts: ``decoder_input_ids``, ``input_ids`` or the only integer input."""
+def repeats(labels: Tensor, tokens: Tensor) -> bool:
+    """Whether labels are tokens of an input at every labelled position, more often than by chance.
+
+    >>> repeats(torch.tensor([[1, 2, 3, -100, 0]]), torch.tensor([[1, 2, 3, 0, 0]]))
+    True
+    """
+    if labels.shape != tokens.shape:
+        return False
+    counted = labels != IGNORE_INDEX
+    if int(counted.sum()) < FEWEST or bool((labels != tokens)[counted].any()):
+        return False
+    return len(set(labels[counted].tolist())) > 2  # a mask and the types of segments are integers too
+
+
+def own_tokens(inputs: Any) -> list[Tensor]:
+    """The inputs that may be tokens whose successors a model predicts: of a decoder its own, else every integer one."""
     if isinstance(inputs, Mapping):
-        for key in ("decoder_input_ids", "input_ids"):
-            if isinstance(inputs.get(key), Tensor):
-                found: Tensor = inputs[key]
-                return found
-        inputs = list(inputs.values())
-    values = inputs if isinstance(inputs, tuple | list) else [inputs]
-    whole = [v for v in values if isinstance(v, Tensor) and not (v.is_floating_point() or v.dtype is torch.bool)]
-    return whole[0] if len(whole) == 1 else None
+        decoded = inputs.get("decoder_input_ids")
+        values = list(inputs.values()) if decoded is None else [decoded]
+    else:
+        values = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
+    return [v for v in values if isinstance(v, Tensor) and not (v.is_floating_point() or v.dtype is torch.bool)]

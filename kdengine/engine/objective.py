@@ -23,7 +23,7 @@ from kdengine.engine.mutual import PEER, exchanged, peer_losses, peer_weights, s
 from kdengine.engine.naming import module_names
 from kdengine.engine.notices import Notices
 from kdengine.engine.padding import warn_of_padded_values
-from kdengine.engine.value_checks import check_values, recorded_values
+from kdengine.engine.value_checks import check_valid, check_values, recorded_values
 
 Masks: TypeAlias = Sequence[Tensor | None]
 """One mask per term; None when every item counts."""
@@ -184,6 +184,8 @@ class Objective:
         for label, loss in self._items:
             try:
                 valid = loss.valid(self.heads.relabelled(label, batch))
+                if label in self.unseen:
+                    check_valid(loss, valid, batch)
                 if label in self.classes:
                     self._check_range(label, batch)
             except Exception as error:

@@ -145,6 +145,7 @@ def _outputs(batch: Batch, *, teacher: bool) -> dict[str, Output]:
 def refuse_several(who: str, output: Output) -> None:
     """Refuse to take the first of several outputs that may all be logits.
 
+    >>> import torch
     >>> refuse_several("student", Output((torch.zeros(2, 3), torch.zeros(2, 5)), torch.zeros(2, 3)))
     """
     given, first = output.output, output._logits
@@ -155,8 +156,8 @@ def refuse_several(who: str, output: Output) -> None:
         raise ConfigurationError(
             f"the {who} returned {describe(given)}, of which items {', '.join(map(str, alike))} all have the shape "
             f"{tuple(first.shape)}: which of them are the logits? Say it, for student and teacher alike, by "
-            "Engine(output=lambda output: output[0]), or for each loss by its label: "
-            "Engine(output={'ce': lambda output: output[0], 'kd': lambda output: output[1]})"
+            "Engine(output=lambda output: output if torch.is_tensor(output) else output[0]), or for each loss by its "
+            "label: Engine(output={'ce': lambda output: ..., 'kd': lambda output: ...})"
         )
 
 
@@ -197,6 +198,7 @@ def check_form(classes: Classes | None, logits: Tensor, labels: Any, *, chosen: 
 def misplaced(shape: Sequence[int], labels: Any, *, chosen: bool) -> bool:
     """Whether the classes of logits are, or may well be, in dimension 1.
 
+    >>> import torch
     >>> misplaced((2, 5, 8, 9), torch.zeros(2, 8, 9, dtype=torch.long), chosen=True)
     True
     >>> misplaced((2, 8, 9, 5), torch.zeros(2, 8, 9, dtype=torch.long), chosen=False)

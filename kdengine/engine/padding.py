@@ -51,13 +51,14 @@ def warn_of_padded_values(
     if loss.needs.classes is not None or not (loss.needs.labels or loss.needs.teacher):
         return
     for term, value in values.items():
-        if value.ndim != 2 or masks[term]:
+        if value.ndim < 2 or masks[term] or (value.ndim > 2 and not loss.needs.labels):
             continue
         if (mark := marked(batch, tuple(value.shape), ignored(loss))) is not None:
             notices.once(
-                f"losses.{label}: {type(loss).__name__}.per_item gives a value for each of {value.shape[1]} positions, "
-                f"which are averaged within each item, also those that {mark}. Let valid(batch) return a mask of that "
-                "shape, or declare Needs(labels=True, classes='exclusive'), so that each position counts for itself"
+                f"losses.{label}: {type(loss).__name__}.per_item gives a value for each position "
+                f"{tuple(value.shape[1:])}, which are averaged within each item, also those that {mark}. Let "
+                "valid(batch) return a mask of that shape, or declare Needs(labels=True, classes='exclusive'), so that "
+                "each position counts for itself"
             )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdengine.api import Batch, ConfigurationError, Loss, Weight
 from kdengine.api.batch import describe
+from kdengine.api.errors import nearest
 from kdengine.api.loss import TEACHER, refuse_broadcast
 
 
@@ -33,6 +34,24 @@ def recorded_values(loss: Loss) -> Iterator[dict[str, Any]]:
             del loss.__dict__[method]
         else:
             loss.__dict__[method] = before
+
+
+def check_valid(loss: Loss, valid: Any, batch: Batch) -> None:
+    """Check what a loss says of the items that count.
+
+    Raises:
+        ConfigurationError: it names terms that it does not have, or gives a mask that is not of the batch's items.
+    """
+    method = f"{type(loss).__name__}.valid"
+    named = valid if isinstance(valid, Mapping) else dict.fromkeys(loss.terms, valid)
+    for term, mask in named.items():
+        if term not in loss.terms:
+            raise ConfigurationError(f"{method} has a mask for {term!r}, which is no term; {nearest(term, loss.terms)}")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.shape[:1] == (batch.size,)):
+            raise ConfigurationError(
+                f"{method} returned {describe(mask)} for a batch of {batch.size} items; expected None, or a bool "
+                f"tensor ({batch.size}, ...)"
+            )
 
 
 def check_values(loss: Loss, batch: Batch, weights: Mapping[str, Weight], given: Any) -> Mapping[str, Tensor]:

@@ -1,5 +1,6 @@
 """What a loss or metric would read wrongly is refused before the first step, wherever outputs are first seen."""
 
+import functools
 import warnings
 
 import pytest
@@ -63,6 +64,11 @@ class Language(nn.Module):
 
     def forward(self, input_ids, attention_mask=None):
         return {"logits": self.head(self.embed(input_ids))}
+
+
+class Decoder(Language):
+    def forward(self, input_ids, decoder_input_ids):
+        return super().forward(decoder_input_ids)
 
 
 IMAGES, MAPS = torch.randn(2, 3, CLASSES, CLASSES), torch.randint(CLASSES, (2, CLASSES, CLASSES))
@@ -226,7 +232,7 @@ def test_a_criterion_takes_class_ids_of_any_integer_type():
         (Y > 0, r"bool; use labels\.long\(\)"),
         (F.one_hot(Y, CLASSES), r"\(16, 5\) int64; use labels\.float\(\)"),
         (Y + 1, r"the label 5 is out of range: the logits have 5 classes.*count from 1\?"),
-        (Y - 3, "the label -3 is out of range"),
+        (Y - 3, "the label -3 is out of range.*where -3 marks an item without a label: ignore_index=-3"),
     ],
 )
 def test_labels_of_another_form_are_refused_in_one_way(loss, labels, said):
@@ -275,6 +281,8 @@ def test_labels_that_repeat_the_input_are_refused_with_prompt_and_padding_left_o
     labels[:, :2] = labels[1:, 5:] = -100
     batch = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS), "labels": labels}
     refused("own input tokens", lambda: single(Language(8), CE(), batch))
+    decoded = {"input_ids": TOKENS + 1, "decoder_input_ids": TOKENS, "labels": labels}
+    refused("own input tokens", lambda: single(Decoder(8), CE(), decoded))
     with pytest.raises(kdengine.ConfigurationError, match=r"^metrics\.top1: .*own input tokens"):
         engine(Language(8), metrics={"top1": "top1"}).evaluate([batch])
 
@@ -391,7 +399,7 @@ class PerToken(kdengine.Loss):
 
 
 def test_padding_that_counts_in_a_loss_of_ones_own_is_said_until_it_declares_its_classes():
-    with pytest.warns(UserWarning, match=r"losses\.mine: PerToken\.per_item gives a value for each of 6 positions"):
+    with pytest.warns(UserWarning, match=r"losses\.mine: PerToken\.per_item gives a value for each position \(6,\)"):
         single(Language(8), PerToken(), padded(), Language(16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -399,6 +407,22 @@ def test_padding_that_counts_in_a_loss_of_ones_own_is_said_until_it_declares_its
         single(Language(8), PerToken(), {**padded(), "labels": (TOKENS + 1) % 12}, Language(16))
     labels = padded()["labels"].flatten()
     expected = F.cross_entropy(Language(8)(TOKENS)["logits"].flatten(0, 1), labels).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_ignored_pixels_that_count_in_a_criterion_are_said_unless_it_says_which_it_ignores():
+    def criterion(logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
+
+    maps = MAPS.clone()
+    maps[:, :2] = -100
+    with pytest.warns(UserWarning, match=r"losses\.mine: .* a value for each position \(5, 5\)"):
+        single(Dense(4), kdengine.from_callable(criterion, "labels"), (IMAGES, maps))
+    told = functools.partial(F.cross_entropy, reduction="none", ignore_index=-100)
+    expected = F.cross_entropy(Dense(4)(IMAGES), maps).item()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = single(Dense(4), kdengine.from_callable(told, "labels"), (IMAGES, maps))
     assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -215,3 +215,16 @@ def test_probability_rows_of_zeros_do_not_count_for_exclusive_classes():
 def test_losses_that_read_no_labels_count_every_item():
     labels = torch.full((16,), -100)
     assert engine(losses={"mine": KD()}, weights={}).objective((X, labels)).item() > 0
+
+
+@pytest.mark.parametrize(
+    ("valid", "said"),
+    [
+        (lambda b: {"los": None}, "has a mask for 'los', which is no term; did you mean 'loss'"),
+        (lambda b: torch.ones(15, dtype=torch.bool), r"returned a tensor \(15,\) bool for a batch of 16 items"),
+        (lambda b: torch.tensor(True), r"returned a tensor \(\) bool"),
+        (lambda b: [True] * 16, "returned a list of 16"),
+    ],
+)
+def test_a_mask_that_is_none_of_the_items_is_refused(valid, said):
+    both_ways(Given(lambda b: b.student.logits.sum(-1), valid=valid), rf"Given\.valid {said}")
