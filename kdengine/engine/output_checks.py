@@ -86,8 +86,8 @@ def check_logits(label: str, objective: Objective, models: Models, batch: Batch)
     for who, output in _outputs(batch, teacher=needs.teacher).items():
         if not chosen:
             refuse_several(who, output)
-        check_form(needs.classes, output.logits, batch.labels, chosen=chosen)
         check_size(who, output, batch)
+        check_form(needs.classes, output.logits, batch.labels, chosen=chosen)
     if needs.teacher and heads.align is None:
         check_classes(label, batch.student.logits.shape[-1], batch.teacher.logits.shape[-1])
     if needs.teacher and needs.classes is not None:
@@ -122,8 +122,8 @@ def check_metric(name: str, metric: Metric, heads: Heads, batch: Batch) -> None:
     for who, output in _outputs(batch, teacher=metric.needs_teacher).items():
         if not chosen:
             refuse_several(who, output)
-        check_form(metric.classes, output.logits, batch.labels, chosen=chosen)
         check_size(who, output, batch)
+        check_form(metric.classes, output.logits, batch.labels, chosen=chosen)
     labels, logits = batch.labels, batch.student.logits
     if not metric.needs_labels or labels is None:
         return
