@@ -168,7 +168,7 @@ def _around(model: ModelPlan, data: Data, module: nn.Module) -> TeacherSource:
     if model.source is None:
         device = None if table.device is None else choose_device(table.device)
         dtype = None if table.dtype is None else DTYPES[table.dtype]
-        return LiveTeacher(module, device=device, dtype=dtype, shard=table.shard)
+        return LiveTeacher(module, device=device, dtype=dtype, shard=table.shard, ignore_buffers=table.ignore_buffers)
     source: TeacherSource = model.source(module, items=len(data.train))
     return source
 

@@ -102,6 +102,9 @@ class TeacherModelTable(ComponentTable):
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="type of its parameters and inputs while it teaches"
     )
+    ignore_buffers: list[str] = Field(
+        [], description="names or shell patterns of its buffers that may change while it teaches, such as counters"
+    )
 
 
 class MemberTable(TeacherModelTable):

@@ -216,7 +216,7 @@ ROUND_SECONDS = 30.0
 """How long the main process tries to take a teacher's lock before it tells the others that it still waits."""
 POLL_SECONDS = 0.2
 
-WHILE_TEACHING = {"source", "shard", "device", "dtype", "members"}
+WHILE_TEACHING = {"source", "shard", "device", "dtype", "ignore_buffers", "members"}
 """Keys of a teacher's table that do not change its weights."""
 
 

@@ -15,9 +15,9 @@ from kdengine.recipe.schema import TeacherModelTable, TeacherTable
 
 UNITES = "ensemble"
 """The source of several teachers unless the recipe names another."""
-OF_A_MODEL = ("checkpoint", "train", "transforms", "shard", "device", "dtype")
+OF_A_MODEL = ("checkpoint", "train", "transforms", "shard", "device", "dtype", "ignore_buffers")
 """Keys of a table with a model; ``use`` and the source are told apart by what the source wraps."""
-LIVE = ("shard", "device", "dtype")
+LIVE = ("shard", "device", "dtype", "ignore_buffers")
 """Keys that the live model alone heeds."""
 
 

@@ -91,6 +91,18 @@ def test_what_unites_the_teachers_has_its_own_arguments(plan_of):
     assert (source.weights, source.temperature, source.confidence) == ([0.75, 0.25], 2.0, "labels")
 
 
+def test_buffers_that_may_change_are_named_in_the_table_of_their_model(plan_of):
+    counting = f'{FIRST[:-1]}, ignore_buffers = ["*.tokens_per_expert"] }}'
+    for text, patterns in (
+        (SMALL.replace(ONE, f"teacher = {counting}"), ["*.tokens_per_expert"]),
+        (several(SECOND, counting), ["1.*.tokens_per_expert"]),
+    ):
+        plan = plan_of(text)
+        data = make_data(plan)
+        source = make_source(plan.teacher, data, untrained_teacher(plan, data).modules)
+        assert list(source.ignore_buffers) == patterns
+
+
 def test_each_has_its_own_checkpoint_inputs_dtype_and_cache(plan_of, carry_out, tmp_path):
     trained = get_teacher(plan_of(several()), make_data(plan_of()), [])
     path = tmp_path / "first.safetensors"
