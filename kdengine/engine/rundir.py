@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +21,7 @@ from kdengine._paths import expanded
 from kdengine._untrusted import MIB, check_own, opened, read_json
 from kdengine._version import __version__
 from kdengine.api import CheckpointError, ConfigurationError
+from kdengine.api.errors import warn
 from kdengine.engine import wrappers
 from kdengine.engine.best import read_best
 from kdengine.engine.layout import BASELINE, CHECKPOINTS, LOCK, RECIPE, RECORDS, STUDENT, SUMMARY
@@ -31,6 +31,7 @@ from kdengine.ops import backend_info
 SUMMARY_LIMIT = 16 * MIB
 RECORDS_LIMIT = 1024 * MIB
 RECORD_LIMIT = MIB
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -150,18 +151,16 @@ def explain_no_student(path: Path) -> str:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file up to a line that is none; a kill leaves the last one torn.
+    """The records of a JSON lines file, oldest first; lines that are none are left out with a warning.
 
     Raises:
         CheckpointError: it is no regular file, or larger than `RECORDS_LIMIT`.
     """
-    try:
-        with opened(path, RECORDS_LIMIT) as file:
-            return list(takewhile(_is_object, map(_record, iter(lambda: file.readline(RECORD_LIMIT), b""))))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    lines = read_lines(path)
+    if lost := [str(number) for number, record in lines if record is None]:
+        more = ", ..." if len(lost) > _SHOWN else ""
+        warn(f"{path} is damaged: {len(lost)} of its lines are no records (line {', '.join(lost[:_SHOWN])}{more})")
+    return [record for _, record in lines if record is not None]
 
 
 def read_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
