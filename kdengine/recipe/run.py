@@ -14,7 +14,7 @@ from torch import nn
 
 from kdengine import _files as files
 from kdengine import _interrupts as interrupts
-from kdengine.api import CheckpointError, ConfigurationError, TeacherSource
+from kdengine.api import Batch, CheckpointError, ConfigurationError, TeacherSource
 from kdengine.api.processes import join
 from kdengine.engine import checkpoint, layout, rundir
 from kdengine.engine.assembly import Aligner, attached
@@ -26,6 +26,7 @@ from kdengine.engine.fit import Fit
 from kdengine.engine.forward import run_pair
 from kdengine.engine.loader import Loader
 from kdengine.engine.loggers import LoggerLike
+from kdengine.engine.metrics import as_numbers
 from kdengine.engine.modes import evaluation_mode
 from kdengine.engine.output_checks import check_outputs
 from kdengine.engine.recall import check_need
@@ -201,6 +202,23 @@ def try_batch(fit: Fit) -> None:
         run_pair(models, fit.precision, batch)
         check_outputs(fit.objective, models, batch, fit.notices)
     fit.precision.run_loss(fit.objective.evaluate, batch, masks, counts, counts)
+    try_metrics(fit, batch)
+
+
+def try_metrics(fit: Fit, batch: Batch) -> None:
+    """Ask every metric of a rehearsal for its value; what it makes of so few items does not matter.
+
+    Raises:
+        ConfigurationError: the value is neither a number nor a mapping of numbers.
+    """
+    for name, metric in fit.metrics.items():
+        try:
+            metric.reset()
+            metric.update(fit.models.heads.view(name, batch))
+            value = metric.compute()
+        except Exception:  # few items, perhaps without a label: the test set may well have what is missing
+            continue
+        as_numbers(name, value)
 
 
 def finished(plan: Plan, out: Path, seeds: Sequence[int]) -> dict[str, Any] | None:

@@ -417,12 +417,23 @@ class Undefined(kdengine.Metric):
         return math.nan
 
 
+class OneForEachClass(Undefined):
+    def compute(self):
+        return torch.zeros(10)
+
+
 class OffersUndefined:
     kdengine_hook_version = 1
 
     @kdengine.hookimpl
     def kdengine_metrics(self):
-        return {"undefined": Undefined}
+        return {"undefined": Undefined, "per_class": OneForEachClass}
+
+
+def test_a_metric_that_is_no_number_is_told_before_the_teacher_trains(carry_out, cache):
+    with pytest.raises(kdengine.ConfigurationError, match=r"'per_class' gives a tensor of shape \(10,\)"):
+        carry_out(SMALL, "evaluate.metrics=['top1', 'per_class']", plugins=[OffersUndefined()])
+    assert not cache.exists()
 
 
 def test_a_metric_that_is_nan_throughout_ends_a_run_of_several_seeds_like_any_other(carry_out, tmp_path):
