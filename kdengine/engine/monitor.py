@@ -111,8 +111,8 @@ class Monitor:
         elif self.given_mode is None and known is None and found == "min" and in_name != self.plateau:
             self.notices.once(
                 f"nothing says which way {name!r} is better; by {'its name' if in_name else 'ReduceLROnPlateau'} the "
-                "lowest value is taken for the best. Write Engine(monitor_mode='min'), in a recipe evaluate.monitor_mode, "
-                "or 'max' if it is the highest"
+                "lowest value is taken for the best. Write Engine(monitor_mode='min'), in a recipe "
+                "evaluate.monitor_mode, or 'max' if it is the highest"
             )
         return found
 
