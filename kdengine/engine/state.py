@@ -110,6 +110,7 @@ def fingerprint(fit: Fit) -> dict[str, Any]:
         "processes": fit.runtime.processes.world,
         "strategy": fit.strategy.name,
         "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "float32 products": torch.get_float32_matmul_precision(),
         "kd_loss": backend.isa or backend.name,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
@@ -128,7 +129,7 @@ def resume(fit: Fit) -> bool:
     tree, meta = checkpoint.load(path, empty=fit.strategy.empty)
     with _fitting(path):
         _compare(meta["fit"], tree["steps"], fit, path)
-        changed = differences(meta["fingerprint"], fingerprint(fit))
+        changed = _what_moves_bits(fit, meta["fingerprint"])
     if changed:
         fit.loggers.message(f"resuming without the promise of equal bits: {'; '.join(changed)}")
     if not fit.feed.exact:
@@ -148,6 +149,13 @@ def _tidy(fit: Fit, out: Path) -> None:
 def _prune(fit: Fit, out: Path) -> None:
     """Keep the newest checkpoints and the best."""
     checkpoint.prune(directory(out), fit.settings.keep, keep=() if fit.best is None else {fit.best["step"]})
+
+
+def _what_moves_bits(fit: Fit, stored: dict[str, Any]) -> list[str]:
+    """Why a resumed fit may part from the undisturbed one by rounding: facts of a checkpoint that have changed."""
+    known = {key: value for key, value in fingerprint(fit).items() if key in stored}  # an earlier version noted fewer
+    timed = fit.runtime.device.type == "cuda" and torch.backends.cudnn.benchmark
+    return differences(stored, known) + ["torch.backends.cudnn.benchmark chooses kernels by their time"] * timed
 
 
 def _newest(fit: Fit, warning: str = "") -> Path | None:

@@ -304,3 +304,18 @@ def test_gradient_shares_are_those_of_the_undisturbed_run_where_nothing_but_the_
 
     assert shares("cut") == shares("whole")
     assert len(shares("whole")[0]) == 2
+
+
+def test_what_moves_bits_between_two_processes_is_said(tmp_path, monkeypatch):
+    messages = []
+
+    class Listener(kdengine.Logger):
+        def message(self, text):
+            messages.append(text)
+
+    fitted(tmp_path / "run")
+    fitted(tmp_path / "run", epochs=3, loggers=[Listener()])
+    assert not any("equal bits" in text for text in messages)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    fitted(tmp_path / "run", epochs=4, loggers=[Listener()])
+    assert any("equal bits: float32 products was 'highest', is 'medium'" in text for text in messages)

@@ -184,12 +184,12 @@ SIZES: dict[tuple[int, int], Callable[[Tensor], Tensor]] = {
 """Teachers' sizes beside a student of 8 x 8, and what brings them to it."""
 
 
-@pytest.mark.parametrize(("size", "resized"), SIZES.items(), ids=str)
-def test_the_teacher_of_ofd_comes_to_the_size_of_the_student(size, resized):
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_teacher_of_ofd_comes_to_the_size_of_the_student(size):
     teacher = wave(3, 4, 5, *size)
     loss, batch = prepared(OFD("f", "f", margin=-0.3, norm="none"), {"f": STUDENT}, {"f": teacher})
     (convolution,) = convolutions(loss.learned)
     fill([convolution.weight], [0.5], [2])
-    target = hints.margin_relu(resized(teacher), torch.full((5,), -0.3, dtype=torch.float64))
+    target = hints.margin_relu(SIZES[size](teacher), torch.full((5,), -0.3, dtype=torch.float64))
     expected = hints.partial_l2(torch.einsum("oi,bihw->bohw", convolution.weight[:, :, 0, 0], STUDENT), target)
     assert loss.per_item(batch).tolist() == pytest.approx(expected.tolist(), rel=1e-12, abs=0)
