@@ -23,8 +23,11 @@ _HOW: Final = frozenset({"params", "param_names", "initial_lr", "foreach", "fuse
 """Options of an optimizer that say how it computes, or that are none of its own."""
 _ONE_CYCLE: Final = ("max_lr", "min_lr", "base_momentum", "max_momentum")
 """Options that a scheduler adds to the optimizer's groups."""
-_WHERE: Final = frozenset({"module", "members", "device", "compile", "shard", "mesh", "folder", "items"})
-"""Arguments of teacher sources that say where and how a teacher runs, not what it says."""
+_WHERE: Final = frozenset(
+    {"cache_dir", "compile", "device", "devices", "folder", "mesh", "num_workers", "path", "rank", "root", "shard",
+     "verbose", "workers", "world", "world_size"}
+)  # fmt: skip
+"""Arguments that say where and how something runs, not what it computes; a string that is a path is none either."""
 
 
 def signature(fit: Fit, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,15 +89,16 @@ def _settings(fit: Fit) -> Iterator[tuple[str, Any]]:
 def _of(name: str, component: object) -> Iterator[tuple[str, Any]]:
     if isinstance(component, Given):
         for argument, value in settings(component).items():
-            yield f"{name}.{argument}", value
+            if argument not in _WHERE and not (isinstance(value, str) and ("/" in value or "\\" in value)):
+                yield f"{name}.{argument}", value
 
 
 def _of_teacher(fit: Fit) -> Iterator[tuple[str, Any]]:
     """Who teaches: the classes and a hash of the weights of a frozen teacher, whatever source serves it."""
     source, guard = fit.models.source, fit.models.guard
     if source is not None:
-        kind = type(source).__name__
-        yield from ((name, value) for name, value in _of(f"teacher.{kind}", source) if name.split(".")[2] not in _WHERE)
+        own = _of(f"teacher.{type(source).__name__}", source)
+        yield from ((name, value) for name, value in own if name.rpartition(".")[2] not in ("module", "members"))
     if guard is not None and not any(is_sharded(p) for root in guard.roots for p in root.parameters()):
         yield "teacher.class", [class_name(root) for root in guard.roots]
         yield "teacher.weights", f"{guard.state:016x}"

@@ -154,9 +154,10 @@ def test_a_loss_that_changes_its_own_numbers_goes_on_in_the_same_process_and_in_
 def test_any_source_may_serve_the_same_teacher(tmp_path):
     cached = CachedTeacher(mlp(32), str(tmp_path / "logits"), items=32)
     begin(tmp_path / "run")
-    assert begin(tmp_path / "run", epochs=2, resume="auto", teacher=cached).steps == 8
     wrapped = torch.compile(mlp(32), backend="eager")
-    assert begin(tmp_path / "run", epochs=3, resume="auto", teacher=wrapped).steps == 12
+    assert begin(tmp_path / "run", epochs=2, resume="auto", teacher=wrapped).steps == 8
+    assert begin(tmp_path / "run", epochs=3, resume="auto", teacher=cached).steps == 12
+    assert begin(tmp_path / "run", epochs=4, resume="auto", teacher=LiveTeacher(mlp(32), device="cpu")).steps == 16
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,21 @@ def test_another_source_of_the_same_kind_is_refused(tmp_path, first, second, sai
     begin(tmp_path / "run", teacher=first(), epochs=2, resume="auto")
     with pytest.raises(kdengine.CheckpointError, match=said):
         begin(tmp_path / "run", teacher=second(), epochs=3, resume="auto")
+
+
+def test_where_something_runs_or_keeps_its_files_is_no_setting(tmp_path):
+    class Remembering(KD):
+        """Keeps rows in a file."""
+
+        def __init__(self, store, device, workers=2):
+            super().__init__()
+
+    def options(place):
+        losses = {"kd": Remembering(store=f"{place}/rows", device=place, workers=len(place)), "ce": CE()}
+        return {"losses": losses}
+
+    begin(tmp_path / "run", **options("cpu"))
+    assert begin(tmp_path / "run", epochs=2, resume="auto", **options("cuda:1")).steps == 8
 
 
 def rewrite_signature(run, change):
