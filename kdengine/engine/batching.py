@@ -105,8 +105,13 @@ def _from_mapping(data: Mapping[str, Any], structured: bool) -> Batch:
 
 
 def _as_labels(labels: Any, structured: bool) -> Any:
-    if labels is None or isinstance(labels, Tensor) or structured:
+    if labels is None or structured or (isinstance(labels, Tensor) and labels.ndim):
         return labels
+    if isinstance(labels, Tensor | int | float | str):
+        raise ConfigurationError(
+            f"expected the labels of a batch, a tensor (B, ...), got {describe(labels)}: the loader seems to give "
+            "items rather than batches; make batches of a data set by kdengine.loader(dataset, batch_size)"
+        )
     if hasattr(labels, "__array__"):
         raise ConfigurationError(
             f"expected labels as a tensor, got {describe(labels)}: make tensors of arrays, by torch.as_tensor in the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -16,6 +16,7 @@ from kdengine.engine.batching import take, uncounted
 from kdengine.engine.loader import WHOLE, Loader, Share
 from kdengine.engine.loaders import check_index, check_loader, known_batches, restarted
 from kdengine.engine.notices import Notices
+from kdengine.engine.probe import same
 
 
 class Feed:
@@ -206,7 +207,11 @@ class Feed:
         if self.processes.world == 1:
             self._example = None
         stream, anew = restarted(self.loader, opened)
-        return stream if anew else chain(first, stream)
+        if anew:
+            return _going_on([], stream)
+        read = next(stream, _END)
+        again = same(first[0], read)  # a file that was wound back, say
+        return _going_on([read] if again else [*first, *([] if read is _END else [read])], stream)
 
     def reopened(self) -> Iterator[Any]:
         """The loader's items once more from the first, also after :meth:`example`."""
@@ -228,6 +233,16 @@ class Feed:
                 self._peeked = stream, [item]
             return item
         raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch")
+
+
+_END = object()
+
+
+def _going_on(first: list[Any], stream: Iterator[Any]) -> Iterator[Any]:
+    """Some items, and what an iterator still has; it is not asked for an iterator again, which may wind it back."""
+    yield from first
+    while (item := next(stream, _END)) is not _END:
+        yield item
 
 
 def check_sharded(loader: Iterable[Any], world: int) -> None:

@@ -111,6 +111,13 @@ def put_back(generator: Any, state: Any) -> None:
         generator.setstate(state)
 
 
+def _fields(value: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots included."""
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    found = {name: getattr(value, name) for name in slots if not name.startswith("_") and hasattr(value, name)}
+    return {**found, **getattr(value, "__dict__", {})}
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two values are equal throughout; what cannot be compared counts as equal, NaN equals NaN."""
     if type(one) is not type(other):
@@ -125,7 +132,7 @@ def same(one: Any, other: Any) -> bool:
                 step == twin and same(part, value) for (step, part), (twin, value) in zip(parts, others, strict=True)
             )
         if getattr(type(one), "__eq__", None) is object.__eq__:
-            return same(getattr(one, "__dict__", None), getattr(other, "__dict__", None))
+            return one is other or same(_fields(one), _fields(other))
         return bool(one == other) or bool(one != one)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         return True

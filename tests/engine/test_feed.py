@@ -10,7 +10,7 @@ import kdengine
 from kdengine.engine import random
 from kdengine.engine.batching import to_batch
 from kdengine.engine.feed import Feed
-from kdengine.losses import CE, Hint
+from kdengine.losses import CE, KD, Hint
 from tests.engine.common import engine, flat, items, mlp
 
 
@@ -98,6 +98,23 @@ class Goes(Restarts):
         return self
 
 
+class Rewinds:
+    """An iterator that begins anew by what it holds: no attribute changes."""
+
+    def __init__(self, wrap=tuple):
+        self.place, self.wrap = [0], wrap
+
+    def __iter__(self):
+        self.place[0] = 0
+        return self
+
+    def __next__(self):
+        self.place[0] += 1
+        if self.place[0] > 4:
+            raise StopIteration
+        return self.wrap(batches()[self.place[0] - 1])
+
+
 class Shares:
     """Gives the iterator that it keeps."""
 
@@ -112,7 +129,20 @@ def generator():
     yield from batches()
 
 
-@pytest.mark.parametrize("make", [Restarts, Goes, Shares, generator, lambda: map(tuple, batches()), lambda: batches()])
+KINDS = [
+    Restarts,
+    Goes,
+    Shares,
+    Rewinds,
+    generator,
+    lambda: Rewinds(lambda item: kdengine.Batch(*item)),
+    lambda: map(tuple, batches()),
+    lambda: (kdengine.Batch(*item) for item in batches()),
+    lambda: batches(),
+]
+
+
+@pytest.mark.parametrize("make", KINDS)
 def test_no_kind_of_loader_loses_a_batch_to_a_look_ahead(make):
     feed = Feed(make(), 1, to_batch, 4)
     assert torch.equal(feed.example().inputs, batches()[0][0])
@@ -120,7 +150,7 @@ def test_no_kind_of_loader_loses_a_batch_to_a_look_ahead(make):
     assert torch.equal(read, items(16).tensors[0])
 
 
-@pytest.mark.parametrize("make", [Restarts, Goes, Shares, generator, lambda: map(tuple, batches()), lambda: batches()])
+@pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("losses", [{"ce": CE()}, {"hint": Hint("0", "0")}], ids=["nothing to set up", "set up"])
 def test_an_evaluation_counts_every_item_of_any_kind_of_loader(make, losses):
     seen = []
@@ -186,14 +216,16 @@ def test_a_loader_that_gives_less_than_its_length_is_named_once():
         ({"x": torch.zeros(4, 12)}, r"expected a loader, .* got a dict with keys \['x'\]: one batch goes into a list"),
         (kdengine.Batch(torch.zeros(4, 12)), "got a Batch .*one batch goes into a list"),
         (None, "expected a loader, .* got None"),
-        (items(), r"the student's logits are a tensor \(5,\) float32, those of one item: .*kdengine.loader\(dataset"),
-        (DataLoader(items(), batch_size=None), "those of one item"),
+        (items(), r"got a tensor \(\) int64: .* items rather than batches; .*kdengine.loader\(dataset"),
+        (DataLoader(items(), batch_size=None), "items rather than batches"),
+        ([(torch.zeros(12), 3)], "got a int 3: .* items rather than batches"),
+        (items().tensors[0], r"the student's logits are a tensor \(5,\) float32, .*items .* rather than batches"),
         ([tuple(part.numpy() for part in items().tensors)], r"got a ndarray \(32,\) int64: make tensors of arrays"),
     ],
 )
 def test_what_is_no_loader_of_batches_is_told_so(loader, said):
     with pytest.raises(kdengine.ConfigurationError, match=said):
-        engine().fit(loader, epochs=1, steps_per_epoch=1)
+        engine(losses={"kd": KD()}, weights={}).fit(loader, epochs=1, steps_per_epoch=1)
     with pytest.raises(kdengine.ConfigurationError, match=said):
         engine(metrics={"top1": "top1"}).evaluate(loader)
 
@@ -216,3 +248,11 @@ def test_a_generator_trains_on_all_of_its_batches_even_where_a_loss_is_set_up_on
         engine(student, losses={"hint": Hint("0", "0")}, weights={}, seed=0).fit(loader, epochs=1, steps_per_epoch=4)
         students.append(flat(student))
     assert torch.equal(*students)
+
+
+@pytest.mark.parametrize("make", [Restarts, Rewinds, lambda: batches()])
+def test_a_resumed_epoch_goes_on_where_it_was_whatever_iterates(make):
+    feed = Feed(make(), 1, to_batch, 4)
+    feed.epoch_state = random.capture()
+    rest = torch.cat([window[0].inputs for window in feed.windows(0, start=2)])
+    assert torch.equal(rest, items(16).tensors[0][8:])
