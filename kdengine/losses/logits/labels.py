@@ -34,13 +34,15 @@ def labels_like(batch: Batch, logits: Tensor, loss: str) -> Tensor:
 
     Raises:
         ConfigurationError: there are none, or of another shape. Nothing is broadcast, but labels ``(B, ...)`` are those
-            of logits ``(B, ..., 1)``.
+            of logits ``(B, ..., 1)``, and ``(B, H, W)`` those of ``(B, 1, H, W)``.
     """
     labels = labels_of(batch, loss)
     if labels.shape == logits.shape:
         return labels
     if logits.shape[-1:] == (1,) and labels.shape == logits.shape[:-1]:
         return labels.unsqueeze(-1)
+    if logits.ndim > 2 and logits.shape[1] == 1 and labels.shape == (logits.shape[0], *logits.shape[2:]):
+        return labels.unsqueeze(1)
     raise ConfigurationError(
         f"the loss {loss} needs labels of the shape of the student's outputs, {tuple(logits.shape)}, but they are "
         f"{describe(labels)}"

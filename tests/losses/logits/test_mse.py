@@ -96,7 +96,10 @@ def test_the_kit_accepts_labels(shape):
     check_loss(MSE, target="labels", sample=numbers(shape))
 
 
-@pytest.mark.parametrize(("outputs_of", "labels"), [((6, 5), (6, 5)), ((6,), (6,)), ((6, 1), (6,)), ((6, 1), (6, 1))])
+@pytest.mark.parametrize(
+    ("outputs_of", "labels"),
+    [((6, 5), (6, 5)), ((6,), (6,)), ((6, 1), (6,)), ((6, 1), (6, 1)), ((2, 1, 3, 5), (2, 3, 5))],
+)
 def test_with_labels_it_is_torchs(outputs_of, labels):
     student = logits().flatten()[: torch.Size(outputs_of).numel()].view(outputs_of)
     batch = batch_of(student)
