@@ -618,7 +618,8 @@ class Engine:
     ) -> Tensor:
         read = self._to_batch(batch)
         models, objective, precision = self._models_for(read)
-        self._say_what_does_not_act()
+        if not self._foreign.begun:  # what is said once is not worked out at every call
+            self._say_what_does_not_act()
         others = [] if window is None else [self._to_batch(item) for item in window]
         objective.follow_weights(self.weights)
         if progress is not None:

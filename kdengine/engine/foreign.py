@@ -25,10 +25,14 @@ class ForeignSteps:
 
     Args:
         notices: of the engine.
+
+    Attributes:
+        begun: whether it has been called.
     """
 
     def __init__(self, notices: Notices) -> None:
         self.notices = notices
+        self.begun = False
         self._watched: FrozenGuard | None = None
         self._checked: tuple[Objective, set[tuple[object, ...]]] | None = None
 
@@ -54,6 +58,7 @@ class ForeignSteps:
             student: run in the student's place, or None.
             device: where the models are.
         """
+        self.begun = True
         objective.end_step()
         masks = objective.masks(batch)
         counts = objective.count(batch, masks)
