@@ -36,8 +36,10 @@ def check_names(losses: Mapping[str, Loss], weights: Mapping[str, object], metri
         LossError: a label, or a loss's term or schedule, has a reserved name or that of something else.
         ConfigurationError: a metric has a reserved name.
     """
-    measured = set(metrics)
-    for name in sorted(measured):
+    measured = list(metrics)
+    for name in measured:
+        if not _is_name(name):
+            raise ConfigurationError(f"metrics: {name!r} is no name; expected printable text, such as 'top1'")
         if (reason := taken(name)) is not None:
             raise ConfigurationError(f"metrics: {name!r} {reason}; give the metric another name")
     seen: dict[str, str] = {}
@@ -63,8 +65,12 @@ def recorded(label: str, loss: Loss, weight: object) -> Iterator[tuple[str, str]
 
 def check_label(label: object) -> None:
     """Refuse a label that no file and no message could show."""
-    if not isinstance(label, str) or not label.isprintable() or not label.strip():
+    if not _is_name(label):
         raise ConfigurationError(f"losses: the label {label!r} is no name; expected printable text, such as 'kd'")
+
+
+def _is_name(given: object) -> bool:
+    return isinstance(given, str) and given.isprintable() and bool(given.strip())
 
 
 def taken(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -70,7 +71,7 @@ class Host:
         autoload: bool | None = None,
         warn: Callable[[str], None] = warn_user,
     ) -> None:
-        self._given = plugins = list(plugins)
+        self._given = plugins = listed(plugins)
         self._warn = warn
         self._autoload = autoload_enabled() if autoload is None else autoload
         self._installed = Installed()
@@ -209,6 +210,17 @@ class ByName:
     def module(self) -> ModuleType:
         """The module, imported where it is not."""
         return importlib.import_module(self.name)
+
+
+def listed(plugins: Any) -> list[Any]:
+    """Several plugins, or one that was given without a list around it: the letters of a name are no plugins.
+
+    >>> listed("focal>=1.2"), listed(["focal", "mine.py"])
+    (['focal>=1.2'], ['focal', 'mine.py'])
+    """
+    if isinstance(plugins, str | os.PathLike | ModuleType) or not isinstance(plugins, Iterable):
+        return [plugins]
+    return list(plugins)
 
 
 def load_builtin(name: str) -> Plugin:

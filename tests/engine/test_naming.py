@@ -69,6 +69,12 @@ def test_a_label_that_nothing_can_show_is_refused(label):
         engine({label: KD()})
 
 
+@pytest.mark.parametrize("name", ["", "a\n"])
+def test_a_metric_has_a_name_that_can_be_shown(name):
+    with pytest.raises(kdengine.ConfigurationError, match=r"metrics: .* is no name"):
+        engine({"kd": KD()}, metrics={name: "top1"})
+
+
 @pytest.mark.parametrize("name", ["loss", "lr", "step", "epoch", "kind", "items_per_second", "gradient_share.kd"])
 def test_reserved_names_are_refused_before_training(name):
     with pytest.raises(LossError, match="reserved") as caught:

@@ -6,6 +6,7 @@ import pytest
 
 import kdengine
 from kdengine.api.errors import ConfigurationError, PluginError
+from kdengine.host import Host
 
 HEAD = "import kdengine\nkdengine_hook_version = 1\n"
 BUDGET = """
@@ -69,6 +70,13 @@ def test_the_object_may_name_itself_and_keep_state(file, host):
 def test_hooks_that_would_never_be_called_are_refused_with_what_to_write(file, host, body, said):
     with pytest.raises(PluginError, match=said):
         host(file(body))
+
+
+def test_one_plugin_needs_no_list_around_it(file, install):
+    path = file(BUDGET + "plugin = Budget()\n")
+    install("focal", HOOK)
+    for given, name in ((path, "mine"), ("focal>=1", "focal"), (raising(), "pruning")):
+        assert [plugin.name for plugin in Host(given).acting] == [name]
 
 
 def test_a_plugin_without_any_hook_is_told(file, host):

@@ -97,3 +97,19 @@ def test_a_home_is_found_in_the_path_of_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(net().state_dict(), tmp_path / "t.pth")
     load_weights(net(), "~/t.pth", "teacher")
+
+
+def test_a_folder_is_told_with_the_weights_in_it(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(CheckpointError, match=r"is a folder; name the file in it: model\.safetensors$"):
+        read_state(tmp_path, "teacher")
+
+
+def test_a_state_dict_inside_of_something_else_is_pointed_at(tmp_path):
+    torch.save({"epoch": 3, "weights": net().state_dict()}, tmp_path / "t.pth")
+    with pytest.raises(CheckpointError, match=r"found the keys 'epoch', 'weights'; save tree\['weights'\] alone"):
+        read_state(tmp_path / "t.pth", "teacher")
+    torch.save([torch.ones(1)], tmp_path / "t.pth")
+    with pytest.raises(CheckpointError, match="found a list"):
+        read_state(tmp_path / "t.pth", "teacher")
