@@ -17,6 +17,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from tests.faults import command
 from tests.faults.instants import Instants
 from tests.faults.shim import Fault, Mode, Trace, arm, disarm
 from tests.faults.training import Messages, import_everything, train
@@ -33,6 +34,8 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         mode, at, error = job.pop("fault")
+        if "command" in job["options"]:
+            command.import_everything()
         replies.write(json.dumps(launch(fault=Fault(Mode(mode), at, error), **job)) + "\n")
     os._exit(0)  # an orderly end would complain of what is frozen
 
@@ -102,7 +105,10 @@ def _train(out: Path, archive: str | None, fault: Fault, trace: Trace, report: i
     if fault.mode is Mode.INSTANT:
         instants.start()
     try:
-        train(out, messages, None if archive is None else Path(archive), **options)
+        if (recipe := options.pop("command", None)) is not None:
+            command.run(out, Path(recipe))
+        else:
+            train(out, messages, None if archive is None else Path(archive), **options)
     except Exception as raised:
         error = {"type": type(raised).__name__, "text": str(raised)}
         if isinstance(raised, OSError):

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from tests.faults import commands
 from tests.faults.judge import Lost, check_killed, published
 from tests.faults.matrix import survive, survivors
 from tests.faults.points import every_point, one_of_each_kind, points_at_calls, points_at_instants, points_twice
@@ -103,4 +104,30 @@ def test_the_whole_matrix(launcher, reference, folder):
     points = every_point(reference, SEED)
     assert len(points) >= 200
     lost = [text for text in survivors(launcher, reference, points, folder) if text]
+    assert not lost, "\n".join(lost)
+
+
+@pytest.fixture(scope="module")
+def whole(launcher, tmp_path_factory):
+    """The calls of an undisturbed `kdengine run`, and what it leaves."""
+    folder = tmp_path_factory.mktemp("whole").resolve() / "whole"
+    return commands.trace(launcher, folder), commands.left(folder / "work")
+
+
+@pytest.mark.slow
+def test_a_whole_command_killed_at_a_few_of_its_calls(launcher, whole, folder, dice):
+    calls, expected = whole
+    points = dice.sample(commands.distinct_points(calls, dice), 8)
+    lost = [text for _, text in commands.survivors(launcher, expected, points, folder) if text]
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.exhaustive
+def test_a_whole_command_killed_at_every_distinct_call(launcher, whole, folder, dice):
+    calls, expected = whole
+    points = commands.distinct_points(calls, dice)
+    assert {"cache.json", "seeds.json", "report.html", "summary.json", "run.lock"} <= {
+        point.call.path.rpartition("/")[2] for point in points
+    } | {point.call.second.rpartition("/")[2] for point in points}
+    lost = [text for _, text in commands.survivors(launcher, expected, points, folder) if text]
     assert not lost, "\n".join(lost)
