@@ -43,6 +43,7 @@ from kdengine.engine.expected import check_expected
 from kdengine.engine.feed import Feed
 from kdengine.engine.fit import Fit, Models
 from kdengine.engine.foreign import ForeignSteps
+from kdengine.engine.gradient_checks import frozen_parameters
 from kdengine.engine.heads import Heads, Reading
 from kdengine.engine.last_batch import check_last_batch
 from kdengine.engine.ledger import Flag, Ledger, Means
@@ -451,6 +452,7 @@ class Engine:
             buffers=BufferSnapshot([*models.moving, *objective.forgetful], steps=2 if ledger.late else 1),
             hidden=HiddenBuffers(nn.ModuleList([*models.moving, objective.modules, *models.averaged])),
         )
+        fit.frozen = frozen_parameters(self.student, parameters)
         fit.signature = self._record.begin(signature(fit, options))
         return fit
 

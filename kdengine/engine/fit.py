@@ -151,6 +151,7 @@ class Fit:
     buffers: BufferSnapshot
     hidden: HiddenBuffers
     signature: dict[str, Any] = field(default_factory=dict)
+    frozen: dict[str, nn.Parameter] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
     started: int = 0
     stepping: bool = False

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from kdengine.api.errors import warn
+from kdengine.engine.notices import Notices
 
 SHOWN = 8
 """Most names that a warning lists."""
@@ -25,6 +26,23 @@ def warn_of_untrained(student: nn.Module) -> None:
             f"{listed(idle)}. No loss depends on them, so they stay as they are. Of a model with several outputs, name "
             "the one that a loss reads by Engine(output=...); parameters that shall not train are told by "
             "requires_grad_(False)",
+        )
+
+
+def frozen_parameters(student: nn.Module, held: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The student's parameters that do not train and that the optimizer does not hold."""
+    known = {id(parameter) for parameter in held}
+    return {n: p for n, p in student.named_parameters() if not p.requires_grad and id(p) not in known}
+
+
+def warn_of_unheld(frozen: Mapping[str, nn.Parameter], notices: Notices) -> None:
+    """Name the parameters that were thawed in the middle of a fit, which no optimizer steps."""
+    thawed = [name for name, parameter in frozen.items() if parameter.requires_grad]
+    if thawed:
+        notices.once(
+            f"the student's {listed(thawed)} was set to require a gradient during the fit, but the optimizer does not "
+            "hold it, so that it does not train. Let it require gradients before the fit, with a learning rate of 0 in "
+            "a parameter group of its own until it shall train, or pass an optimizer instance that holds all parameters"
         )
 
 

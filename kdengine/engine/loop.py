@@ -41,7 +41,7 @@ from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import run_student, run_teacher
-from kdengine.engine.gradient_checks import warn_of_untrained
+from kdengine.engine.gradient_checks import warn_of_unheld, warn_of_untrained
 from kdengine.engine.guard import refusing_student
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.naming import joined
@@ -334,6 +334,7 @@ def read_last_report(fit: Fit) -> None:
 def end_epoch(fit: Fit, clock: Clock) -> None:
     """Evaluation, the epoch's record, the hook, the checkpoint."""
     read_last_report(fit)
+    warn_of_unheld(fit.frozen, fit.notices)
     number = fit.position.epoch + 1
     record: dict[str, float | None] = {
         "epoch": number,

@@ -127,6 +127,32 @@ def test_statistics_without_parameters_in_a_model_that_trains_are_no_cause_for_a
         engine(student).fit(loader(), epochs=1)
 
 
+class Thaw:
+    """Lets the backbone train after the first epoch."""
+
+    kdengine_hook_version = 1
+
+    @kdengine.hookimpl
+    def kdengine_on_epoch_end(self, context):
+        context.student.backbone.requires_grad_(True)
+
+
+def test_a_part_that_is_thawed_in_mid_fit_without_an_optimizer_is_told():
+    student = frozen()
+    with pytest.warns(UserWarning, match=r"'backbone.0.weight'.* does not hold it.*learning rate of 0"):
+        engine(student, plugins=[Thaw()]).fit(loader(), epochs=3)
+
+
+def test_a_part_that_is_thawed_in_mid_fit_trains_where_the_optimizer_holds_it():
+    student = frozen()
+    weight = student.backbone[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine(student, optimizer=optimizer, plugins=[Thaw()]).fit(loader(), epochs=2)
+    assert not torch.equal(student.backbone[0].weight, weight)
+
+
 def test_a_part_that_trains_in_evaluation_mode_is_told():
     student = Backboned()
     student.backbone.eval()  # what from_pretrained gives, with a new head
