@@ -91,6 +91,8 @@ class Feed:
         if steps < 1:
             raise ConfigurationError(f"steps_per_epoch must be a whole number of at least 1, got {given!r}")
         known = known_batches(self.loader) if self.processes.world == 1 or self.exact else None
+        if known == 0:
+            raise ConfigurationError(f"the loader {type(self.loader).__name__} yields no batch: its length is 0")
         if known is not None and steps > -(-known // self.accumulate):
             raise ConfigurationError(
                 f"steps_per_epoch is {steps}, but the loader {type(self.loader).__name__} gives {known} batches in an "

@@ -47,6 +47,8 @@ def test_an_example_is_read_without_moving_the_random_state():
 def test_a_loader_that_yields_nothing_is_refused():
     with pytest.raises(kdengine.ConfigurationError, match="its length is 0"):
         engine().fit([], epochs=1)
+    with pytest.raises(kdengine.ConfigurationError, match="its length is 0"):
+        engine(metrics={"top1": "top1"}).evaluate([])
 
     class Liar:
         def __len__(self):
