@@ -15,6 +15,7 @@ import torch
 
 from kdengine.api import ConfigurationError, Loss
 from kdengine.api.errors import KDEngineError, LossFailedError, of_loss
+from kdengine.api.hooks import PASSES
 from kdengine.api.loss import CallableLoss
 
 PASSED = (torch.OutOfMemoryError, KDEngineError)
@@ -47,7 +48,7 @@ def attributed(error: Exception, label: str, loss: Loss) -> Exception:
     """
     if isinstance(error, ConfigurationError):
         return of_loss(error, label)
-    if isinstance(error, PASSED):
+    if isinstance(error, (*PASSED, *passed_by(loss))):
         error.add_note(f"raised by losses.{label}")
         return error
     home = origin(loss)
@@ -56,6 +57,13 @@ def attributed(error: Exception, label: str, loss: Loss) -> Exception:
     failure = LossFailedError(f"{who} raised {type(error).__name__}{place_of(error)}: {words}", label)
     failure.plugin = home
     return failure
+
+
+def passed_by(loss: Loss) -> tuple[type[BaseException], ...]:
+    """The exceptions that a loss, or the plugin's module that it is in, means for those who catch them."""
+    module = sys.modules.get(type(loss).__module__)
+    named: Any = getattr(loss, PASSES, getattr(module, PASSES, ()))
+    return named if isinstance(named, tuple) else (named,)
 
 
 def name_of(loss: Loss) -> str:

@@ -228,3 +228,18 @@ def test_losses_that_read_no_labels_count_every_item():
 )
 def test_a_mask_that_is_none_of_the_items_is_refused(valid, said):
     both_ways(Given(lambda b: b.student.logits.sum(-1), valid=valid), rf"Given\.valid {said}")
+
+
+def test_what_a_loss_means_for_those_who_catch_it_passes_as_it_is():
+    class Pruned(Exception):
+        """What a search raises to end a trial."""
+
+    class Prunes(CE):
+        kdengine_passes = Pruned
+
+        def per_item(self, batch):
+            raise Pruned("enough")
+
+    with pytest.raises(Pruned, match="enough") as caught:
+        engine(losses={"mine": Prunes()}, weights={}).fit([(X, Y)], epochs=1)
+    assert caught.value.__notes__ == ["raised by losses.mine"]

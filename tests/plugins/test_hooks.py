@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kdengine
-from kdengine.api import Batch, Decision, Metric, Output, PluginError, Schedule, TeacherSource
+from kdengine.api import Batch, Decision, LossError, Metric, Output, PluginError, Schedule, TeacherSource
 from kdengine.api.hooks import CALLBACKS, CONTRIBUTIONS
 from kdengine.host import Host
 from kdengine.losses import LogitMSE
@@ -129,9 +129,10 @@ def test_exception_fires_does_not_hide_the_error_and_fit_end_follows():
 
     seen = []
     recorder = HookRecorder({"exception": lambda context: seen.append((context.step, repr(context.exception)))})
-    with pytest.raises(ZeroDivisionError, match="the loss"):
+    with pytest.raises(LossError, match="raised ZeroDivisionError .*the loss") as caught:
         tiny_run(Breaks(), plugins=[recorder])
-    assert seen == [(0, "ZeroDivisionError('the loss')")]
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert seen == [(0, repr(caught.value))]
     assert recorder.hooks[-2:] == ["exception", "fit_end"]
 
 
