@@ -129,7 +129,7 @@ def test_exception_fires_does_not_hide_the_error_and_fit_end_follows():
 
     seen = []
     recorder = HookRecorder({"exception": lambda context: seen.append((context.step, repr(context.exception)))})
-    with pytest.raises(LossError, match="raised ZeroDivisionError .*the loss") as caught:
+    with pytest.raises(LossError, match=r"raised ZeroDivisionError .*the loss") as caught:
         tiny_run(Breaks(), plugins=[recorder])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert seen == [(0, repr(caught.value))]
