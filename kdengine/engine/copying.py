@@ -6,12 +6,14 @@ import copy
 import io
 import pickle
 from collections.abc import Mapping, Set
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from torch import nn
 
 from kdengine.api import ConfigurationError, TeacherSource
 from kdengine.api.copies import copied
+
+E = TypeVar("E")
 
 ARGUMENTS: Final = {
     "source": "teacher",
@@ -70,6 +72,47 @@ def check_picklable(engine: object, state: Mapping[str, Any]) -> None:
                 "to another process is found there by its name: define functions and classes at the top of a module, "
                 "in place of lambdas, and open files in the process that writes them"
             ) from error
+
+
+def packed(engine: object, state: Mapping[str, Any]) -> bytes:
+    """The state as bytes.
+
+    ``multiprocessing`` would send the tensors by shared memory, and both processes train the same weights.
+    """
+    data = io.BytesIO()
+    _Packing(engine, data).dump(dict(state))
+    return data.getvalue()
+
+
+def unpacked(kind: type[E], data: bytes) -> E:
+    """The engine of a state that :func:`packed` gave."""
+    made = kind.__new__(kind)
+    made.__dict__.update(_Unpacking(made, io.BytesIO(data)).load())
+    return made
+
+
+class _Packing(pickle.Pickler):
+    """Pickles an engine's state, in which a plugin may refer to the engine."""
+
+    def __init__(self, engine: object, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._engine = engine
+
+    def persistent_id(self, item: Any) -> str | None:
+        """Stand in for the engine."""
+        return "engine" if item is self._engine else None
+
+
+class _Unpacking(pickle.Unpickler):
+    """Reads what :class:`_Packing` wrote."""
+
+    def __init__(self, engine: object, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._engine = engine
+
+    def persistent_load(self, _: Any) -> object:
+        """Put the engine in its place."""
+        return self._engine
 
 
 class _Trial(pickle.Pickler):

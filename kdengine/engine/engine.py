@@ -37,7 +37,7 @@ from kdengine.engine.assembly import (
 from kdengine.engine.buffers import BufferSnapshot, HiddenBuffers
 from kdengine.engine.compiled import compile_in_place
 from kdengine.engine.conclusion import conclude
-from kdengine.engine.copying import check_picklable, copied_state
+from kdengine.engine.copying import check_picklable, copied_state, packed, unpacked
 from kdengine.engine.evaluate import check_evaluation, measure
 from kdengine.engine.expected import check_expected
 from kdengine.engine.feed import Feed
@@ -255,8 +255,9 @@ class Engine:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """Travel to another process; what cannot is said in words."""
-        check_picklable(self, self.__getstate__())
-        return super().__reduce_ex__(protocol)
+        state = self.__getstate__()
+        check_picklable(self, state)
+        return unpacked, (type(self), packed(self, state))
 
     def __copy__(self) -> Engine:
         """Copy the engine around the same models."""

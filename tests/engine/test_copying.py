@@ -161,6 +161,16 @@ def test_what_cannot_travel_is_named_by_its_argument(make, ways, said):
             way(make())
 
 
+def test_a_copy_in_another_process_does_not_share_its_weights():
+    from multiprocessing.reduction import ForkingPickler  # which sends tensors by shared memory
+
+    first = engine(seed=0)
+    second = pickle.loads(bytes(ForkingPickler.dumps(first)))
+    before = flat(first.student)
+    second.fit(loader(), epochs=1)
+    assert torch.equal(flat(first.student), before)
+
+
 def test_lambdas_are_copied_within_a_process():
     first = engine(losses={"kd": KD(), "ce": CE()}, weights={}, optimizer=lambda named: sgd(named), seed=0)
     assert copy.deepcopy(first).fit(loader(), epochs=1).history == first.fit(loader(), epochs=1).history
