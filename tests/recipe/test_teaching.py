@@ -319,3 +319,22 @@ def test_a_student_alone_has_no_teacher_that_changes(plan_of):
     assert teacher_source(plan, data, None, 0, alone=True) is None
     first, second = (teacher_source(plan, data, None, 0, alone=False) for _ in range(2))
     assert first is not second
+
+
+CROPS = "data.transforms=[{ use = 'random_crop', size = 8, padding = 1 }]"
+
+
+def test_seeds_with_random_crops_learn_from_their_own_logits_in_one_cache(carry_out, tmp_path):
+    """A cache between teacher and students changes no bit of any of them, on the first run and on the next."""
+    cached = f"teacher.source={{ use = 'cached', folder = '{tmp_path}/logits' }}"
+    for name, source in (("live", ()), ("first", (cached,)), ("second", (cached,))):
+        carry_out(SMALL, CROPS, "baseline=false", *source, out=tmp_path / name, seeds=2)
+    for seed in (0, 1):
+        live, *others = (
+            (tmp_path / name / f"seed-{seed}" / "student.safetensors").read_bytes()
+            for name in ("live", "first", "second")
+        )
+        assert others == [live, live], seed
+    assert {path.name.split(".")[0] for path in (tmp_path / "logits").glob("*.rows")} == {
+        f"seed-{seed}-epoch-0000{epoch}" for seed in (0, 1) for epoch in (0, 1)
+    }
