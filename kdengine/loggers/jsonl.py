@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from kdengine._untrusted import MIB, check_own, shown
 from kdengine.api import CheckpointError, Logger, RunInfo
+from kdengine.api.errors import KDEngineWarning
 
 LONGEST_LINE = MIB
 MOST_UNWRITTEN = 64 * MIB
@@ -148,6 +149,7 @@ class Jsonl(Logger):
             warnings.warn(
                 f"{self._path} cannot be written ({error.strerror or error}); its records are kept in memory and "
                 "written when that is possible again",
+                KDEngineWarning,
                 stacklevel=2,
             )
 

@@ -15,6 +15,7 @@ from kdengine._paths import expanded
 from kdengine._untrusted import MIB, check_own, read_json, shown
 from kdengine.api import Batch, CheckpointError, ConfigurationError
 from kdengine.api.batch import describe, first_tensor
+from kdengine.api.errors import KDEngineWarning
 from kdengine.api.models import call_model
 from kdengine.api.teacher import FrozenModel
 from kdengine.teachers.fingerprints import Keys, configuration_digest, input_keys, weights_digest
@@ -105,6 +106,7 @@ class CachedTeacher(FrozenModel):
                 f"the logits cache {self.folder} holds rows that belonged to other inputs ({found.strangers} of the "
                 f"first {len(index)} asked for): those of another data set, transform or seed, or of a callback that "
                 "changes inputs. They are not used: the teacher computes such rows again, and they are replaced",
+                KDEngineWarning,
                 stacklevel=2,
             )
         logits = self._run(batch.inputs).float()
@@ -155,6 +157,7 @@ class CachedTeacher(FrozenModel):
         self._no_room = True
         warnings.warn(
             f"the logits cache cannot be written ({error}); the teacher computes what it lacks, at every epoch",
+            KDEngineWarning,
             stacklevel=2,
         )
 
