@@ -187,8 +187,18 @@ class Objects(Noisy):
         return {"x": super().__getitem__(index)[0], "object": Unequal(torch.rand(2)), "nan": float("nan"), "n": np.nan}
 
 
+class Proxy:
+    """Has nothing behind it, and says so whatever is asked."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("working outside of the context")
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_can_be_seeded_is_not_named():
+    proxied = Noisy()
+    proxied.proxy = [Proxy()]
+    list(kdengine.loader(proxied, 6))
     list(kdengine.loader(Noisy(), 6))
     list(kdengine.loader(OwnGenerator(random.Random(), seeded=True), 4))
     list(kdengine.loader(Objects(), 6, collate=lambda samples: samples))
