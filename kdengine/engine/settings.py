@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from dataclasses import dataclass, fields
@@ -55,8 +54,7 @@ class Limit:
 
     def _holds(self, number: float) -> bool:
         return (
-            not math.isnan(number)
-            and (self.ge is None or number >= self.ge)
+            (self.ge is None or number >= self.ge)
             and (self.gt is None or number > self.gt)
             and (self.lt is None or number < self.lt)
         )
