@@ -137,7 +137,10 @@ def train_step(fit: Fit, window: list[Batch]) -> StepReport | None:
     gather_gradients(fit, window, scale)
     if not fit.differentiated:
         fit.differentiated = True
-        warn_of_untrained(fit.models.student)
+        if any(
+            loss.needs.logits for loss in fit.objective.losses.values()
+        ):  # else all behind the features is not meant
+            warn_of_untrained(fit.models.student)
     if calls.backward_end is not None:
         calls.backward_end(context)
     report = finish_step(fit, update(fit, scale))

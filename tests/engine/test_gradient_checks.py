@@ -40,6 +40,12 @@ def test_nothing_is_said_where_everything_trains(options):
         fitted(mlp(), **options)
 
 
+def test_a_stage_of_hints_alone_says_nothing_of_what_comes_after_them():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted(mlp(), losses={"hint": Hint("1", "1")}, weights={})
+
+
 def test_frozen_parameters_are_not_named():
     student = TwoHeads()
     student.spare.requires_grad_(False)
