@@ -76,9 +76,10 @@ def invoke(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     output.accept_any_text()
     try:
-        code = typer.main.get_command(app).main(
-            [argument for argument in arguments if argument != "--debug"], "kdengine", standalone_mode=False
-        )
+        with output.plain_warnings():
+            code = typer.main.get_command(app).main(
+                [argument for argument in arguments if argument != "--debug"], "kdengine", standalone_mode=False
+            )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # the reader left, as in `kdengine recipes | head -1`

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import codecs
 import sys
-from typing import Final
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from kdengine.cli import planning
 
 HANDLER: Final = "kdengine.plain"
 _PLAIN: Final = {
@@ -48,3 +53,21 @@ def accept_any_text() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors=HANDLER)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print kdengine's warnings as a line each: where in typer they were raised helps nobody."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if category.__module__.partition(".")[0] == "kdengine":
+            planning.warn(str(message))
+        else:
+            before(message, category, *args, **kwargs)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

@@ -139,7 +139,9 @@ def test_a_broken_plugin_ends_with_1(kd, plugin, text):
 
 def test_a_plugin_without_components_says_so(kd, plugin):
     plugin("kdengine_hook_version = 1\n")
-    assert kd("plugins", "check", "mine.py")[:2] == (0, "mine.py offers no component\n")
+    code, out, err = kd("plugins", "check", "mine.py")
+    assert (code, out) == (0, "mine.py offers no component\n")
+    assert err == "warning: plugin 'mine' (mine.py) has no hooks: nothing of it will ever be called\n"
 
 
 def test_what_comes_with_kdengine_is_checked_by_its_dotted_name(kd):
