@@ -71,12 +71,12 @@ def test_it_returns_the_values_of_its_own_step(tmp_path):
 
 
 def test_a_record_and_a_checkpoint_that_fall_on_a_further_step_come_after_it(tmp_path):
-    plugin = Further(due=lambda step: step % 5 == 3)  # steps 4, 9 are passed within one batch
-    _, records, _ = fitted(tmp_path, plugin, log_every=5, checkpoint_every=5, keep=9)
+    plugin = Further(due=lambda step: step % 5 == 4)  # after the steps 5 and 10
+    _, records, _ = fitted(tmp_path, plugin, epochs=3, log_every=5, checkpoint_every=5, keep=9)
     train = [record["step"] for record in records if record.get("items_per_second")]
-    assert train == [5, 10]
+    assert train == [6, 11]
     written = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert {"step-00000005", "step-00000010"} <= set(written)
+    assert {"step-00000006", "step-00000011"} <= set(written)
 
 
 def test_a_step_in_the_middle_of_a_step_is_refused():
