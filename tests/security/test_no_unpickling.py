@@ -236,10 +236,26 @@ def unpicklers(tree: ast.AST) -> list[str]:
     return found
 
 
+OF_COPIES = Path(kdengine.__file__).parent / "engine" / "copying.py"
+"""Reads what the same module has packed, inside of an unpickling that the user asked for, and no file."""
+
+
 def test_no_module_imports_an_unpickler():
     found = {path: unpicklers(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES}
     assert len(found) > 100
-    assert {path: names for path, names in found.items() if names} == {}
+    assert {path for path, names in found.items() if names} == {OF_COPIES}
+
+
+def test_the_unpickler_of_copies_is_reached_from_an_engine_that_is_unpickled_alone():
+    callers = [path for path in SOURCES if "unpacked" in path.read_text(encoding="utf-8") and path != OF_COPIES]
+    assert [path.name for path in callers] == ["engine.py"]
+    reduced = ast.parse(callers[0].read_text(encoding="utf-8"))
+    using = [
+        node.name
+        for node in ast.walk(reduced)
+        if isinstance(node, ast.FunctionDef) and any(getattr(part, "id", "") == "unpacked" for part in ast.walk(node))
+    ]
+    assert using == ["__reduce_ex__"]
 
 
 @pytest.mark.parametrize(
