@@ -75,13 +75,13 @@ def plain(value: Any) -> Any:
     >>> plain((1, 0.5, "a", None)), plain(torch.float16), plain(torch.ones(1)) is UNKNOWN
     ([1, 0.5, 'a', None], 'torch.float16', True)
     """
-    found = _plain(value)
+    found = _plain(value, set())
     if found is UNKNOWN or len(text := json.dumps(found, sort_keys=True)) <= LONGEST:
         return found
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, seen: set[int]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -93,29 +93,35 @@ def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
+        items = [_plain(item, seen) for item in value]
         return UNKNOWN if UNKNOWN in items else items
     if isinstance(value, Mapping):
-        return _mapping(value)
-    return _object(value)
+        return _mapping(value, seen)
+    return _object(value, seen)
 
 
-def _mapping(value: Mapping[Any, Any]) -> Any:
-    found = {str(key): _plain(item) for key, item in value.items()}
+def _mapping(value: Mapping[Any, Any], seen: set[int]) -> Any:
+    found = {str(key): _plain(item, seen) for key, item in value.items()}
     return UNKNOWN if UNKNOWN in found.values() else found
 
 
-def _object(value: Any) -> Any:
-    """A component or module by its class and what of it is plain."""
+def _object(value: Any, seen: set[int]) -> Any:
+    """A component or module by its class and what of it is plain; one that comes again, by its class alone.
+
+    An object may hold itself (the graph of an exported model does).
+    """
+    if not isinstance(value, partial | Given | nn.Module):
+        return UNKNOWN
+    if id(value) in seen:
+        return {"use": type(value).__name__}
+    seen.add(id(value))
     if isinstance(value, partial):
-        return {"use": getattr(value.func, "__name__", "function"), **_known(value.keywords)}
+        return {"use": getattr(value.func, "__name__", "function"), **_known(value.keywords, seen)}
     if isinstance(value, Given):
-        return {"use": type(value).__name__, **_known(value._made_with)}
-    if isinstance(value, nn.Module):
-        own = {name: item for name, item in value.__dict__.items() if name != "training" and not name.startswith("_")}
-        return {"use": type(value).__name__, **_known(own)}
-    return UNKNOWN
+        return {"use": type(value).__name__, **_known(value._made_with, seen)}
+    own = {name: item for name, item in value.__dict__.items() if name != "training" and not name.startswith("_")}
+    return {"use": type(value).__name__, **_known(own, seen)}
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: found for name, item in values.items() if (found := _plain(item)) is not UNKNOWN}
+def _known(values: Mapping[str, Any], seen: set[int]) -> dict[str, Any]:
+    return {name: found for name, item in values.items() if (found := _plain(item, seen)) is not UNKNOWN}
