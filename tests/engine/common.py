@@ -41,3 +41,17 @@ def engine(student: nn.Module | None = None, teacher: nn.Module | None = None, *
 
 def flat(module: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+class StopAt:
+    """A plugin that leaves the fit after a step, as a fault would."""
+
+    kdengine_hook_version = 1
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @kdengine.hookimpl
+    def kdengine_on_step_end(self, context):
+        if context.step == self.step:
+            raise KeyboardInterrupt

@@ -12,7 +12,7 @@ import kdengine
 from kdengine.engine.buffers import BufferSnapshot, HiddenBuffers
 from kdengine.engine.ledger import Ledger
 from kdengine.losses import CE, KD
-from tests.engine.common import engine, items
+from tests.engine.common import StopAt, engine, items
 
 
 class Net(nn.Module):
@@ -157,18 +157,6 @@ def test_buffers_that_no_state_dict_holds_are_found_and_set():
     assert torch.equal(fresh.drift, student.drift)
     fresh.load_state_dict(student.state_dict())
     assert torch.equal(fresh.made, student.made)
-
-
-class StopAt:
-    kdengine_hook_version = 1
-
-    def __init__(self, step):
-        self.step = step
-
-    @kdengine.hookimpl
-    def kdengine_on_step_end(self, context):
-        if context.step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("at", [0, 3, 5])

@@ -15,7 +15,7 @@ from torch import nn
 import kdengine
 from kdengine.engine.ledger import Ledger
 from kdengine.losses import CE, KD, Hint
-from tests.engine.common import engine, flat, items, mlp
+from tests.engine.common import StopAt, engine, flat, items, mlp
 
 SCRIPT = '''
 import os, signal, sys
@@ -90,18 +90,6 @@ def fitted(out, epochs=2, **options):
     resume = options.pop("resume", "auto")
     trained = engine(student, options.pop("teacher", None), out=out, **{**defaults, **options})
     return student, trained.fit(loader, kdengine.loader(items(), 16, shuffle=False), epochs=epochs, resume=resume)
-
-
-class StopAt:
-    kdengine_hook_version = 1
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @kdengine.hookimpl
-    def kdengine_on_step_end(self, context):
-        if context.step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("at", range(0, 8))

@@ -14,7 +14,7 @@ from kdengine.engine import checkpoint
 from kdengine.engine.shards import local, whole
 from kdengine.engine.teacher import LiveTeacher
 from kdengine.losses import KD, Hint
-from tests.engine.common import engine, items, mlp
+from tests.engine.common import StopAt, engine, items, mlp
 from tests.engine.several import device, in_processes
 from tests.engine.test_objective import ITEMS, LOSSES, unevenly_labelled
 
@@ -137,23 +137,9 @@ def test_what_a_batch_transform_draws_does_not_depend_on_the_processes():
     assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
 
 
-class Leave:
-    """Leaves a fit after a step, as a fault would, in every process at once."""
-
-    kdengine_hook_version = 1
-
-    def __init__(self, step):
-        self.step = step
-
-    @kdengine.hookimpl
-    def kdengine_on_step_end(self, context):
-        if context.step == self.step:
-            raise KeyboardInterrupt
-
-
 def interrupted(strategy, out, step, student):
     """A fit with all that a checkpoint holds, left after a step; goes on where an earlier one left."""
-    plugins = [] if step is None else [Leave(step)]
+    plugins = [] if step is None else [StopAt(step)]
     hint = Hint(student="2" if len(student) == 5 else "1", teacher="1")
     losses = {"hint": hint, "kd": KD(kdengine.Cosine(4.0, 1.0))}
     try:

@@ -7,6 +7,7 @@ import torch
 
 import kdengine
 from kdengine.engine import rundir
+from tests.engine.common import StopAt
 
 from .conftest import SMALL
 
@@ -64,21 +65,10 @@ def test_the_hint_trains_the_layers_below_it_and_then_the_logits_train_all(carry
 
 
 def test_a_run_that_is_cut_in_either_stage_ends_the_same(carry_out, tmp_path):
-    class Stop:
-        kdengine_hook_version = 1
-
-        def __init__(self, step):
-            self.step = step
-
-        @kdengine.hookimpl
-        def kdengine_on_step_end(self, context):
-            if context.step == self.step:
-                raise KeyboardInterrupt
-
     overrides = ("baseline=false", "train.checkpoint_every=1")
     whole = carry_out(TWO_STAGES, *overrides)
     for step in (7, 13):
         with pytest.raises(KeyboardInterrupt):
-            carry_out(TWO_STAGES, *overrides, plugins=[Stop(step)], out=tmp_path / "cut", resume=step > 7)
+            carry_out(TWO_STAGES, *overrides, plugins=[StopAt(step)], out=tmp_path / "cut", resume=step > 7)
     resumed = carry_out(TWO_STAGES, *overrides, out=tmp_path / "cut", resume=True)
     assert resumed["student"]["metrics"] == whole["student"]["metrics"]

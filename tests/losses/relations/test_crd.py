@@ -14,7 +14,7 @@ from kdengine.losses.relations.bank import Bank
 from kdengine.losses.relations.negatives import count_negatives
 from kdengine.testing import check_loss
 from kdengine.testing.run import perceptron
-from tests.engine.common import engine, flat, items, mlp
+from tests.engine.common import StopAt, engine, flat, items, mlp
 from tests.engine.several import in_processes
 
 from ..outputs import batch_of, logits
@@ -355,18 +355,6 @@ def test_any_split_of_a_step_gives_the_same_update_and_banks(sizes):
     assert found == pytest.approx(expected, abs=1e-10)
     assert torch.allclose(torch.tensor(state["teacher_bank.rows"]), torch.tensor(whole["teacher_bank.rows"]), atol=1e-6)
     assert state["steps"] == whole["steps"] == 4
-
-
-class StopAt:
-    kdengine_hook_version = 1
-
-    def __init__(self, step):
-        self.step = step
-
-    @kdengine.hookimpl
-    def kdengine_on_step_end(self, context):
-        if context.step == self.step:
-            raise KeyboardInterrupt
 
 
 def fit(out: Path, plugins=()):
