@@ -7,8 +7,10 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from kdengine import _files
 from kdengine.api.errors import PluginError
 
 _folders: list[str] = []
@@ -35,7 +37,8 @@ def version_of(file: Path, neighbours: list[Path]) -> str:
     """Name the content of a plugin file and of its neighbours: ``sha256:`` and the first digits of their hash."""
     content = file.read_bytes()
     if neighbours:
-        parts = [hashlib.sha256(part).hexdigest() for part in (content, *(path.read_bytes() for path in neighbours))]
+        files = [file for path in neighbours for file in _files_of(path)]
+        parts = [hashlib.sha256(part).hexdigest() for part in (content, *(path.read_bytes() for path in files))]
         content = "".join(parts).encode()
     return f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
 
@@ -61,11 +64,28 @@ def make_importable(file: Path, neighbours: list[Path], plugin: str) -> None:
                 plugin=plugin,
             )
         if other == path:
-            sys.modules.pop(name, None)
+            for loaded in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+                del sys.modules[loaded]
+        for part in _files_of(path):
+            _forget_bytecode(part)
     if folder not in sys.path:
         sys.path.append(folder)
         _folders.append(folder)
     importlib.invalidate_caches()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file of a module, or all those of a package."""
+    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+
+
+def _forget_bytecode(path: Path) -> None:
+    """Remove the compiled form of a file.
+
+    Python takes it for that of a file of the same size that was edited within the same second.
+    """
+    with suppress(OSError, NotImplementedError):
+        _files.remove(Path(importlib.util.cache_from_source(str(path))))
 
 
 def _imported(file: Path) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """A plugin file imports the files beside it, as a script does; they are part of its version."""
 
+import importlib.util
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,24 @@ def test_an_edit_of_a_neighbour_is_another_version_and_is_seen(plugin, host):
     assert again.versions() == first.versions()
     edited = host(plugin(near_one="VALUE = 2"))
     assert value(edited) == 2
+    assert edited.versions() != first.versions()
+
+
+def test_an_edit_within_the_same_second_is_seen(plugin, host):
+    host(plugin(near_one="VALUE = 1"))
+    path = plugin(near_one="VALUE = 2")
+    beside = Path(path).parent / "near_one.py"
+    bytecode = Path(importlib.util.cache_from_source(str(beside)))
+    if bytecode.exists():  # what Python would take for it: of the same time and size
+        os.utime(beside, (int.from_bytes(bytecode.read_bytes()[8:12], "little"),) * 2)
+    assert value(host(path)) == 2
+
+
+def test_an_edit_deep_in_a_package_is_another_version_and_is_seen(plugin, host):
+    imports = "from near_pack.deep import ONE as VALUE"
+    first = host(plugin(imports, **{"near_pack/__init__": "", "near_pack/deep": "ONE = 1\n"}))
+    edited = host(plugin(imports, **{"near_pack/__init__": "", "near_pack/deep": "ONE = 2\n"}))
+    assert (value(first), value(edited)) == (1, 2)
     assert edited.versions() != first.versions()
 
 
