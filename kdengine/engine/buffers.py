@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,48 +27,63 @@ class BufferSnapshot:
 
     def take(self, step: int) -> None:
         """Copy every buffer; call it before the first forward pass of a step."""
-        oldest = self._kept.pop(next(iter(self._kept))) if len(self._kept) == self._steps else {}
-        self._kept[step] = copies = {}
-        for place, buffer in self._present():
-            _, old = oldest.get(place, (None, None))
-            copies[place] = buffer, old if old is not None and _alike(old, buffer) else torch.empty_like(buffer)
-        if copies:
+        buffers = [b for module in self._modules for b in module._buffers.values() if b is not None]
+        oldest = self._kept.pop(next(iter(self._kept))) if len(self._kept) == self._steps else None
+        if oldest is None or not oldest.are_of(buffers):
+            oldest = Copies(self._modules)
+        self._kept[step] = oldest
+        if buffers:
             with torch.no_grad():
-                torch._foreach_copy_([copy for _, copy in copies.values()], [buffer for buffer, _ in copies.values()])
-
-    def _present(self) -> Iterator[tuple[Place, Tensor]]:
-        for module in self._modules:
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    yield (module, name), buffer
+                torch._foreach_copy_(oldest.copies, buffers)
 
     @torch.no_grad()
     def restore(self, step: int) -> None:
         """Make every buffer what it was before a step; one that was made in it goes."""
-        copies = self._kept.get(step, {})
-        for module, name in [place for place, _ in self._present() if place not in copies]:
-            delattr(module, name)
-        for (module, name), (buffer, copy) in copies.items():
-            buffer.copy_(copy)
+        kept = self._kept.get(step)
+        if kept is None:
+            return
+        for module, name in Copies(self._modules).places:
+            if (module, name) not in kept.places:
+                delattr(module, name)
+        for (module, name), buffer, copy in zip(kept.places, kept.buffers, kept.copies, strict=True):
+            (buffer if buffer.shape == copy.shape else buffer.resize_(copy.shape)).copy_(copy)
             module._buffers[name] = buffer
 
     @torch.no_grad()
     def restore_where(self, step: int, found: Tensor) -> None:
         """Restore where ``found`` (0-dim, on the device) is above 0, without a look at it from the host."""
-        for (module, name), (_, copy) in self._kept.get(step, {}).items():
+        kept = self._kept.get(step)
+        for (module, name), copy in zip(*((kept.places, kept.copies) if kept else ((), ())), strict=True):
             buffer = module._buffers[name]
             if buffer is not None and _alike(copy, buffer):
                 buffer.copy_(torch.where(found > 0, copy, buffer))
 
 
+class Copies:
+    """Room for a copy of each buffer that modules have.
+
+    Attributes:
+        places: module and name of each buffer.
+        buffers: the buffers themselves.
+        copies: the room, in the same order.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        found = {(m, name): b for m in modules for name, b in m._buffers.items() if b is not None}
+        self.places = dict.fromkeys(found)
+        self.buffers = list(found.values())
+        self.copies = [torch.empty_like(buffer) for buffer in self.buffers]
+
+    def are_of(self, buffers: list[Tensor]) -> bool:
+        """Whether these very tensors are the ones there is room for; an observer of a quantization resizes its own."""
+        return len(buffers) == len(self.buffers) and all(
+            given is own and given.shape == copy.shape
+            for given, own, copy in zip(buffers, self.buffers, self.copies, strict=True)
+        )
+
+
 def _alike(copy: Tensor, buffer: Tensor) -> bool:
     return copy.shape == buffer.shape and copy.dtype == buffer.dtype and copy.device == buffer.device
-
-
-Place = tuple[nn.Module, str]
-"""A module, and the name of one of its buffers."""
-Copies = dict[Place, tuple[Tensor, Tensor]]
-"""A buffer and a copy of it."""
 
 
 class HiddenBuffers:

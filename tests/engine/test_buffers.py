@@ -134,15 +134,27 @@ def test_copies_are_made_in_the_same_memory_and_go_back():
     student = Net()
     snapshot = BufferSnapshot([student])
     snapshot.take(0)
-    memory = {copy.data_ptr() for _, copy in snapshot._kept[0].values()}
+    memory = {copy.data_ptr() for copy in snapshot._kept[0].copies}
     student.norm.running_mean.add_(1.0)
     snapshot.take(1)
-    assert {copy.data_ptr() for _, copy in snapshot._kept[1].values()} == memory
+    assert {copy.data_ptr() for copy in snapshot._kept[1].copies} == memory
     student.norm.running_mean.fill_(math.nan)
     student.drift = student.drift + 3.0
     snapshot.restore(1)
     assert torch.equal(student.norm.running_mean, torch.ones(12))
     assert torch.equal(student.drift, torch.zeros(12))
+
+
+def test_a_buffer_that_is_resized_in_place_is_copied_at_its_size():
+    module = nn.Module()
+    module.register_buffer("seen", torch.zeros(1))
+    snapshot = BufferSnapshot([module])
+    snapshot.take(0)
+    module.seen.resize_(3).fill_(2.0)
+    snapshot.take(1)
+    module.seen.resize_(2).fill_(5.0)
+    snapshot.restore(1)
+    assert module.seen.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_buffers_that_no_state_dict_holds_are_found_and_set():
