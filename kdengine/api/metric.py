@@ -55,15 +55,23 @@ _HIGHER = re.compile(
 )
 
 
+_NEGATED = re.compile(r"^-|(^|_|\b)neg(ative|ated)?(_|\b)", re.IGNORECASE)
+
+
 def mode_in_name(name: str) -> Literal["max", "min"] | None:
     """Read from a metric's name which way it is better; None where it does not say.
 
-    >>> mode_in_name("val_loss"), mode_in_name("top1"), mode_in_name("answer")
-    ('min', 'max', None)
+    >>> mode_in_name("val_loss"), mode_in_name("top1"), mode_in_name("answer"), mode_in_name("neg_mean_squared_error")
+    ('min', 'max', None, 'max')
     """
-    if _LOWER.search(name):
+    lower, higher = _LOWER.search(name), _HIGHER.search(name)
+    if lower and _NEGATED.search(name):
+        return "max"
+    if lower and higher and lower.end() < higher.end():  # of words that disagree, the last is the noun: top1_error
+        return None
+    if lower:
         return "min"
-    return "max" if _HIGHER.search(name) else None
+    return "max" if higher else None
 
 
 def mode_of(metric: Any, part: str = "") -> Literal["max", "min"] | None:

@@ -52,11 +52,14 @@ class BufferSnapshot:
     @torch.no_grad()
     def restore_where(self, step: int, found: Tensor) -> None:
         """Restore where ``found`` (0-dim, on the device) is above 0, without a look at it from the host."""
-        kept = self._kept.get(step)
-        for (module, name), copy in zip(*((kept.places, kept.copies) if kept else ((), ())), strict=True):
-            buffer = module._buffers[name]
-            if buffer is not None and _alike(copy, buffer):
-                buffer.copy_(torch.where(found > 0, copy, buffer))
+        kept, bad = self._kept.get(step), found > 0
+        if kept is None:
+            return
+        present = [module._buffers.get(name) for module, name in kept.places]
+        pairs = [(b, c) for b, c in zip(present, kept.copies, strict=True) if b is not None and _alike(c, b)]
+        if pairs:
+            chosen = [torch.where(bad, copy, buffer) for buffer, copy in pairs]
+            torch._foreach_copy_([buffer for buffer, _ in pairs], chosen)
 
 
 class Copies:

@@ -75,8 +75,14 @@ class FrozenGuard:
                 )
 
     def try_forward(self) -> None:
-        """Raise when the teacher's forward passes have changed a buffer; before the first update."""
-        self._compare(self._buffers(), "its own forward pass writes to it")
+        """Raise when the teacher's forward passes have changed a buffer; before the first update.
+
+        A buffer that they have made (a mask, a table of positions) is watched from here on.
+        """
+        present = self._buffers()
+        made = {name: buffer for name, buffer in present.items() if name not in self._before}
+        self._before.update(tensor_hashes(made))
+        self._compare(present, "its own forward pass writes to it")
 
     def confirm_once(self) -> None:
         """:meth:`confirm`, after the first step alone."""

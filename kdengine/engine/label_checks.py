@@ -66,10 +66,11 @@ def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     Traceback (most recent call last):
     kdengine.api.errors.ConfigurationError: the label 3 is out of range: ...
     """
-    ids = labels[labels != ignore_index]
-    if labels.dtype is torch.bool or not ids.numel():
+    if labels.dtype is torch.bool or not labels.numel():
         return
-    low, high = (int(bound) for bound in ids.aminmax())
+    low, high = map(int, labels.aminmax())
+    if low < 0 or high >= classes:  # else to select the labelled ones, which takes much longer, would find nothing
+        low, high = map(int, torch.where(labels == ignore_index, 0, labels).aminmax())
     if low >= 0 and high < classes:
         return
     bad = low if low < 0 else high

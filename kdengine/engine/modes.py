@@ -71,7 +71,8 @@ class TrainingModes:
     def enter(self) -> None:
         """Put the model into the modes in which it trains."""
         self.model.train()  # which may leave some in evaluation mode by itself
-        set_modes([(module, False) for module in self._resting])
+        resting = set(map(id, self._resting))
+        set_modes([(part, part.training and id(part) not in resting) for part in self.model.modules()])
 
     def warn(self, notices: Notices) -> None:
         """Say once what the modes and ``requires_grad`` of the model leave in doubt; after :meth:`enter`."""
@@ -203,11 +204,12 @@ def lent(
         others: what else is moved and frozen; it stays so unless the context is left by an exception.
         begun: whether training has begun, after which an exception is no refusal any more.
     """
-    found, modes = AsFound(*trained, *others), modes_of(*trained)
+    found = None if begun() else AsFound(*trained, *others)
+    modes = modes_of(*trained)
     try:
         yield
     except BaseException:
-        if not begun():
+        if found is not None and not begun():
             found.give_back()
         raise
     finally:

@@ -47,8 +47,8 @@ class Objective:
         peers: labels of the teacher's losses, where it learns.
         remembering: the losses with a memory, which is written at the end of a step.
         unseen: labels of the losses that have not been computed yet; what they give the first time is checked.
-        classes: for losses of class ids, by label, how many classes the logits have on an accelerator, which a label
-            out of range would bring down: labels on the host are then checked at every step.
+        on_device: losses of class ids whose logits are on an accelerator, which a label out of range would bring down:
+            the batch's labels are then checked on the host at every step.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Objective:
         self.modules = nn.ModuleDict({self.module_names[label]: loss for label, loss in losses.items()})
         self.unseen = set(losses)
         self._notices = notices or Notices()
-        self.classes: dict[str, int] = {}
+        self.on_device: set[str] = set()
         self.heads = Heads(None, None, losses) if heads is None else heads
         self.terms = [(label, term) for label, loss in losses.items() for term in loss.terms]
         self.names = [label if term == "loss" else f"{label}.{term}" for label, term in self.terms]
@@ -186,8 +186,6 @@ class Objective:
                 valid = loss.valid(self.heads.relabelled(label, batch))
                 if label in self.unseen:
                     check_valid(loss, valid, batch)
-                if label in self.classes:
-                    self._check_range(label, batch)
             except Exception as error:
                 raise_attributed(error, label, loss)
             if loss.scope == "batch" and not (valid is None or (isinstance(valid, Tensor) and valid.ndim == 1)):
@@ -203,10 +201,11 @@ class Objective:
                 masks.append(mask if alive is None else _both(mask, alive))
         return masks
 
-    def _check_range(self, label: str, batch: Batch) -> None:
-        labels: object = self.heads.relabelled(label, batch).labels
+    def _check_range(self, label: str, seen: Batch, host: Batch | None) -> None:
+        """Check labels on the host against the classes of these very logits: their number may vary."""
+        labels: object = None if host is None else self.heads.relabelled(label, host).labels
         if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.device.type == "cpu":
-            check_range(labels, self.classes[label], ignored(self.losses[label]))
+            check_range(labels, seen.student.logits.shape[-1], ignored(self.losses[label]))
 
     def count(self, batch: Batch, masks: list[Tensor | None]) -> list[float]:
         """Each term's share of its D: valid items, or the sum of their weights where the batch has weights.
@@ -250,7 +249,10 @@ class Objective:
                 each = item_weights.spread(batch, masks[at], self.dtype, self.device)
                 weights[term] = factor if each is None else each * factor
             try:
-                part, sums = self._weigh(label, self.view(label, batch), masks[position], weights)
+                seen = self.view(label, batch)
+                if label in self.on_device:
+                    self._check_range(label, seen, batch.host)
+                part, sums = self._weigh(label, seen, masks[position], weights)
             except ConfigurationError as error:
                 raise_attributed(error, label, loss)
             total = part if total is None else total + part

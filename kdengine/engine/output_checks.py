@@ -96,7 +96,7 @@ def check_logits(label: str, objective: Objective, models: Models, batch: Batch)
         logits = batch.student.logits
         check_labels(loss, logits, batch.labels)
         if logits.device.type != "cpu":
-            objective.classes[label] = logits.shape[-1]
+            objective.on_device.add(label)
     if needs.labels and not heads.relabels:
         refuse_copies(batch)
 

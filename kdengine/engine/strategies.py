@@ -86,7 +86,7 @@ class Replicated(Alone):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained, kept)  # type: ignore[no-untyped-call]
         self._ddp = DistributedDataParallel(trained, find_unused_parameters=unused)
         self._ddp.register_comm_hook(None, lambda _, bucket: sum_bucket(bucket))  # DDP would read annotations
-        if not unused:
+        if not unused and dist.get_world_size() > 2 and not is_watched(trained):
             self._settle_buckets(trained)
 
     def forward(self, call: Callable[..., T], *args: Any) -> T:
@@ -98,6 +98,7 @@ class Replicated(Alone):
 
         Among three processes or more, the order in which an all-reduce adds the gradients of an element depends on its
         place in the bucket: a resumed process, whose buckets are as at first, would part from one that has lived on.
+        Two numbers have one sum in either order.
         """
         parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.forward(lambda: torch.stack([(p * 0.0).sum().float() for p in parameters]).sum()).backward()  # type: ignore[no-untyped-call]
@@ -107,6 +108,14 @@ class Replicated(Alone):
     def accumulate(self) -> AbstractContextManager[None]:
         """DDP's ``no_sync``."""
         return cast("AbstractContextManager[None]", self._ddp.no_sync())
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a backward pass of nothing would be noticed: by a hook on a gradient, or as the gradient is sparse."""
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return any(getattr(part, "sparse", False) is True for part in module.modules()) or any(
+        getattr(parameter, hook, None) for parameter in module.parameters() for hook in hooks
+    )
 
 
 class Trained(nn.Module):

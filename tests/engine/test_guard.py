@@ -135,6 +135,22 @@ def test_a_parameter_that_is_set_to_train_is_named():
         engine(plugins=[plugin]).fit(loader(), epochs=1)
 
 
+def test_a_buffer_that_the_first_forward_makes_is_watched_from_there_on():
+    class Lazy(nn.Linear):
+        def forward(self, x):
+            if not hasattr(self, "table"):
+                self.register_buffer("table", torch.zeros(()))
+            return super().forward(x) + self.table
+
+    assert engine(teacher=Lazy(INPUTS, CLASSES)).fit(loader(), epochs=2).status == "finished"
+
+    def change(context):
+        context.fit.teacher[0].table.add_(1.0)
+
+    with pytest.raises(kdengine.ConfigurationError, match="'table' changed"):
+        engine(teacher=Lazy(INPUTS, CLASSES), plugins=[At(change)]).fit(loader(), epochs=1)
+
+
 def test_a_buffer_that_appears_is_named():
     def change(context):
         context.fit.teacher[0].register_buffer("cache", torch.ones(1))

@@ -244,3 +244,25 @@ def test_an_exception_in_the_middle_of_a_fit_gives_the_students_modes_back():
         engine(student, plugins=[Stop()]).fit(loader(), epochs=1)
     assert modes(student) == before
     assert not torch.equal(flat(student), weights)
+
+
+@pytest.mark.parametrize("make", ["a new head", "a head set to train"])
+def test_a_part_in_training_mode_trains_inside_of_a_model_that_is_in_evaluation_mode(make):
+    student = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)).eval()
+    if make == "a new head":
+        student[2] = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, CLASSES))
+    else:
+        student[2].train()
+    seen = []
+
+    class Look:
+        kdengine_hook_version = 1
+
+        @kdengine.hookimpl
+        def kdengine_on_backward_end(self, context):
+            seen.append([part.training for part in student.modules()])
+
+    before = [part.training for part in student.modules()]
+    engine(student, plugins=[Look()]).fit(kdengine.loader(items(), 8), epochs=1)
+    assert seen[0] == before
+    assert [part.training for part in student.modules()] == before

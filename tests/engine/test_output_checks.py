@@ -260,11 +260,18 @@ def test_labels_out_of_range_are_no_misses_of_a_metric(metric, labels, bad):
         engine(mlp(), metrics={metric: metric}).evaluate([(X, labels)])
 
 
-def test_on_an_accelerator_labels_are_checked_before_they_go_there():
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES + 2])
+def test_on_an_accelerator_labels_are_checked_on_the_host_against_the_logits_that_are_there(classes):
     objective = Objective({"mine": CE()}, {})
-    objective.classes["mine"] = CLASSES
-    objective.masks(kdengine.Batch(X, Y))
-    refused("the label 5 is out of range", lambda: objective.masks(kdengine.Batch(X, Y + 1)))
+    objective.on_device.add("mine")
+
+    def evaluate(labels):
+        host, batch = kdengine.Batch(X, labels), kdengine.Batch(X, labels)
+        batch.host, batch.student = host, kdengine.Output(None, torch.zeros(len(X), classes))
+        return objective.evaluate(batch, [None], [len(X)], [len(X)])
+
+    assert torch.isfinite(evaluate(torch.full_like(Y, classes - 1))[0])
+    refused(f"the label {classes} is out of range", lambda: evaluate(torch.full_like(Y, classes)))
 
 
 # Causal language models

@@ -12,6 +12,7 @@ from kdengine.api.processes import join
 from kdengine.data.mixing import MixUp
 from kdengine.engine import checkpoint
 from kdengine.engine.shards import local, whole
+from kdengine.engine.strategies import is_watched
 from kdengine.engine.teacher import LiveTeacher
 from kdengine.losses import KD, Hint
 from tests.engine.common import StopAt, engine, items, mlp
@@ -271,3 +272,13 @@ def test_a_loss_that_is_left_out_at_weight_0_keeps_no_process_waiting(strategy):
     (together, _, _), _ = in_processes(2, fit_in_two_stages, strategy)
     assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=0, atol=1e-6)
     assert ("kd" in history[0], "hint" in history[-1]) == (False, False)
+
+
+@pytest.mark.parametrize("how", ["a sparse embedding", "a hook on a gradient", "a hook behind a gradient", "nothing"])
+def test_a_backward_pass_of_nothing_is_left_out_where_it_would_be_noticed(how):
+    student = torch.nn.Sequential(torch.nn.Embedding(5, 4, sparse=how == "a sparse embedding"), torch.nn.Linear(4, 2))
+    if how == "a hook on a gradient":
+        student[1].weight.register_hook(lambda gradient: None)
+    if how == "a hook behind a gradient":
+        student[1].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert is_watched(student) is (how != "nothing")
