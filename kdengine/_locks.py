@@ -107,7 +107,7 @@ def _acquire(path: Path) -> int:
     check_own(path)
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            descriptor = _open(path)
         except OSError as error:
             return _go_without(path, error)
         try:
@@ -123,6 +123,15 @@ def _acquire(path: Path) -> int:
                 os.write(descriptor, json.dumps(_me()).encode())
             return descriptor
         os.close(descriptor)  # its holder has removed it meanwhile: the next one has another file
+
+
+def _open(path: Path) -> int:
+    """Open a lock's file; another user's, which this one may not write, is opened to be read, and locks as well."""
+    careful = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | careful, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | careful)
 
 
 def _lock(descriptor: int) -> None:

@@ -126,3 +126,19 @@ def test_nothing_is_written_through_a_link(path, tmp_path):
     with pytest.raises(ValueError, match="a link"), locked(path):
         pytest.fail("the link was taken for a lock")
     assert (tmp_path / "precious").read_text() == "thesis"
+
+
+def test_a_lock_that_another_user_made_is_read_and_still_keeps_others_out(tmp_path, monkeypatch):
+    path, real = tmp_path / "run.lock", os.open
+
+    def of_another_user(name, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(name, flags, *mode)
+
+    path.write_text("{}")
+    with path.open() as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        monkeypatch.setattr(os, "open", of_another_user)
+        with pytest.raises(Busy), locked(path):
+            pass

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdengine.api.batch import Batch
-from kdengine.api.errors import ConfigurationError
+from kdengine.api.errors import ConfigurationError, warn
 from kdengine.api.given import Given
 from kdengine.api.labels import IGNORE_INDEX, labelled, labelled_items
 from kdengine.api.schedule import Progress, Schedule
@@ -242,6 +242,12 @@ class CallableLoss(Loss):
         self.fn = fn
         self.target = target
         self.needs = Needs(teacher=target == "teacher", labels=target == "labels")
+        if isinstance(fn, nn.CrossEntropyLoss | nn.NLLLoss) and fn.weight is not None:
+            warn(
+                f"from_callable: {type(fn).__name__}(weight=...) gives weighted values, which are divided by the "
+                "number of items here, and by the sum of their weights in PyTorch's own mean. For that one weigh the "
+                "items: Engine(batch=lambda item: kdengine.Batch(item[0], item[1], weights=weight[item[1]]))"
+            )
         bound = fn.keywords.get("ignore_index") if isinstance(fn, partial) else None
         if isinstance(ignored := getattr(fn, "ignore_index", bound), int):
             self.ignore_index = ignored

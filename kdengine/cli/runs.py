@@ -227,7 +227,9 @@ def checkpoints(runs: list[Path] | None, held: ExitStack) -> Iterator[Path]:
             for folder in removable(run):
                 held.enter_context(rundir.in_use(folder.parent))
                 yield folder
-        except ConfigurationError as error:
+        except (ConfigurationError, CheckpointError) as error:
+            if named and isinstance(error, CheckpointError):
+                raise
             typer.echo(f"left alone: {error}")
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Final, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,13 @@ from kdengine.host import Host
 from kdengine.host.dispatch import ROLES
 
 Resume = Literal["auto"] | bool | None
+
+
+_GIVEN_ONCE: Final = frozenset(
+    {"teacher", "metrics", "plugins", "device", "batch", "output", "labels", "student_inputs", "teacher_inputs", "out"}
+    | {field.name for field in fields(Settings)} - {"seed"}
+)
+"""Arguments that are read when an engine is made."""
 
 
 class Engine:
@@ -238,6 +246,15 @@ class Engine:
         self._averaged: nn.Module | None = None
         self._fit: Fit | None = None
         self._built: tuple[Models, Objective, Precision] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; one that nothing would read again is refused."""
+        if name in _GIVEN_ONCE and "_built" in self.__dict__:
+            raise ConfigurationError(
+                f"{name} is an argument of Engine that cannot be changed in one that is made; make another: "
+                f"Engine(..., {name}=...)"
+            )
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """What it was given, and the models as they are: what belongs to a fit stays behind.

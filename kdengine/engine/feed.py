@@ -14,7 +14,7 @@ from kdengine.api.processes import ALONE, Processes
 from kdengine.engine import random
 from kdengine.engine.batching import take, uncounted
 from kdengine.engine.loader import WHOLE, Loader, Share
-from kdengine.engine.loaders import check_index, check_loader, known_batches, restarted
+from kdengine.engine.loaders import check_index, check_loader, known_batches, repeats_in_workers, restarted
 from kdengine.engine.notices import Notices
 from kdengine.engine.probe import same
 
@@ -136,6 +136,22 @@ class Feed:
             yield window
         if count < self.steps_per_epoch:
             self._tell_short(count, epoch)
+        elif not self.asked and repeats_in_workers(self.loader):
+            self._tell_long(stream)
+
+    def _tell_long(self, stream: Iterator[Any]) -> None:
+        """Warn of a stream that has batches left where its length says that all were read."""
+        notices, self._notices = self._notices, None
+        if notices is None:
+            return
+        with random.preserved():
+            left = next(stream, None)
+        if left is not None:
+            notices.once(
+                f"the {type(self.loader.dataset).__name__} has batches left when all that its length says "  # type: ignore[attr-defined]
+                "were read: each worker seems to give every item, so that items come several times and others never. "
+                "Let a worker take its part (torch.utils.data.get_worker_info), or use num_workers=1"
+            )
 
     def _tell_short(self, steps: int, epoch: int) -> None:
         """Refuse an epoch without a batch, or of fewer steps than asked for; warn of fewer than the length says."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from kdengine.api import Batch, ConfigurationError, Output
+from kdengine.api.structure import tensors
 from kdengine.engine.batching import call_model, device_of, move
 from kdengine.engine.fit import Models
 from kdengine.engine.given import given_to, told_whose
@@ -22,11 +24,23 @@ def run_teacher(models: Models, precision: Precision, batch: Batch, *, features:
     capture = models.teacher_features if features else None
     if capture is not None:
         capture.start()
+    before = versions(batch.inputs)
     with nullcontext() if source.evolving else torch.no_grad(), told_whose("teacher"):
         output = precision.run_model(source.forward, batch_of_teacher(models, batch))
+    if versions(batch.inputs) != before:
+        raise ConfigurationError(
+            "the teacher changes its inputs in place, and the student would get what is left of them: its first module "
+            "(inplace=False), its transform or teacher_inputs must make new tensors; or give it a copy: "
+            "Engine(teacher_inputs=lambda inputs: inputs.clone())"
+        )
     captured = None if capture is None else move(capture.take(), device_of(batch.inputs))
     logits = output if source.gives_logits else models.heads.find(output)
     return Output(output, logits, captured, models.teacher)
+
+
+def versions(inputs: Any) -> list[int]:
+    """How often each tensor was written in place; PyTorch does not count it of one from inference mode."""
+    return [tensor._version for tensor in tensors(inputs) if not tensor.is_inference()]
 
 
 def batch_of_teacher(models: Models, batch: Batch) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -53,6 +53,15 @@ def warn_of_constant_features(features: Mapping[str, Tensor]) -> None:
         warn(
             f"no gradient flows through the student's features {listed(constant)}: all that comes before them is "
             "frozen (requires_grad_(False)) or detached, so a loss on them trains no parameter of the student",
+        )
+
+
+def warn_of_uncounted(terms: Sequence[str], epoch: int, notices: Notices) -> None:
+    """Name the terms of which no item counted in an epoch: their gradient was 0."""
+    if terms:
+        notices.once(
+            f"no item of epoch {epoch} counts in {listed(terms)}: none has a label (all are the loss's ignore_index) "
+            "or a place in the mask, so nothing was learned by it"
         )
 
 

@@ -19,7 +19,7 @@ class StepReport(NamedTuple):
     Attributes:
         step: the optimizer step.
         loss: the objective: the sum of the weighted terms.
-        terms: each term's unweighted mean; NaN for a term of weight zero.
+        terms: each term's unweighted mean; NaN for a term of weight zero, or for which no item counts.
         overflow: whether a gradient was not finite.
         scale: the loss scale of the step.
     """
@@ -134,8 +134,8 @@ class Means:
         self._counts = [0] * len(self.names)
 
     def add(self, report: StepReport) -> None:
-        """Take in one step; one whose loss is not finite counts nowhere."""
-        if not math.isfinite(report.loss):
+        """Take in one step; one whose loss is not finite, or in which no item counts, is left out."""
+        if not math.isfinite(report.loss) or (report.terms and all(map(math.isnan, report.terms))):
             return
         self.steps += 1
         self._loss += report.loss
@@ -154,6 +154,11 @@ class Means:
             if count
         }
         return {"loss": self._loss / self.steps, **terms}
+
+    def absent(self, weights: Sequence[float]) -> list[str]:
+        """The terms that no step had items for, but of those of weight 0."""
+        found = zip(self.names, self._counts, weights, strict=True)
+        return [name for name, count, weight in found if not count and weight]
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from kdengine.api import Batch, ConfigurationError
 from kdengine.engine import random
@@ -319,7 +319,8 @@ def loader(dataset: Any, batch_size: int, **options: Any) -> Loader:
 
 def check_dataset(dataset: Any, batch_size: int, drop_last: bool) -> None:
     """Refuse what would give no batch."""
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    stream = isinstance(dataset, IterableDataset)  # which inherits a __getitem__ that raises
+    if stream or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigurationError(
             f"expected a map-style data set with __len__ and __getitem__, got {type(dataset).__name__}; "
             "give the engine a loader of your own for an iterable data set"

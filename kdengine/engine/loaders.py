@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from kdengine.api import Batch, ConfigurationError
@@ -100,3 +100,12 @@ def reads_once(loader: Iterable[Any]) -> bool:
     """Whether a loader is an iterator that cannot begin anew: a generator, ``zip``, ``map`` and their like."""
     own = getattr(type(loader), "__iter__", None)
     return isinstance(loader, Iterator) and not hasattr(own, "__code__")
+
+
+def repeats_in_workers(loader: Any) -> bool:
+    """Whether several workers read a stream, each of them all of it unless the stream sees to that itself."""
+    return (
+        isinstance(loader, DataLoader)
+        and isinstance(getattr(loader, "dataset", None), IterableDataset)
+        and loader.num_workers > 1
+    )

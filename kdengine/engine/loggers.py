@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -20,6 +21,25 @@ class FunctionLogger(Logger):
     def log(self, record: Mapping[str, Any], *, step: int, kind: str) -> None:
         """Hand the record on, as a plain dict."""
         self.fn(dict(record), step=step)
+
+
+def check_takes_step(name: str, fn: Callable[..., Any]) -> None:
+    """Refuse a function that cannot be called as a logger is.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # of a function in C, nobody knows
+        return
+    try:
+        signature.bind({}, step=0)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"the logger {name} is called as fn(record, step=n), which it does not take ({error}): "
+            "loggers=[lambda record, step: ...]"
+        ) from error
 
 
 class Loggers:
@@ -104,5 +124,6 @@ def _make(item: LoggerLike, host: Host) -> tuple[str, Logger]:
     if isinstance(item, Logger):
         return name, item
     if callable(item) and not isinstance(item, type):
+        check_takes_step(name, item)
         return name, FunctionLogger(item)
     raise ConfigurationError(f"expected a logger's name, a kdengine.Logger or fn(record, step=n), got {item!r}")

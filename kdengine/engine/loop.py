@@ -41,7 +41,7 @@ from kdengine.engine.digest import HALF, MODULUS, digest
 from kdengine.engine.evaluate import evaluate
 from kdengine.engine.fit import Fit, Interrupted, Unread
 from kdengine.engine.forward import run_student, run_teacher
-from kdengine.engine.gradient_checks import warn_of_unheld, warn_of_untrained
+from kdengine.engine.gradient_checks import warn_of_uncounted, warn_of_unheld, warn_of_untrained
 from kdengine.engine.guard import refusing_student
 from kdengine.engine.ledger import StepReport
 from kdengine.engine.naming import joined
@@ -255,7 +255,7 @@ def differentiate(
         fit.step_context.terms = dict(zip(objective.names, shares, strict=True))
         fit.calls.loss_terms(fit.step_context)
     total.backward()  # type: ignore[no-untyped-call]
-    fit.ledger.add(shares, objective.term_weights)
+    fit.ledger.add(shares, [w if d else 0.0 for w, d in zip(objective.term_weights, divisors, strict=True)])
 
 
 def evaluate_objective(
@@ -339,6 +339,8 @@ def end_epoch(fit: Fit, clock: Clock) -> None:
     read_last_report(fit)
     warn_of_unheld(fit.frozen, fit.notices)
     number = fit.position.epoch + 1
+    if not fit.skipped:
+        warn_of_uncounted(fit.epoch_means.absent(fit.objective.term_weights), number, fit.notices)
     record: dict[str, float | None] = {
         "epoch": number,
         "step": fit.position.step,

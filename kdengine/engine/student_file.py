@@ -60,7 +60,10 @@ def check_seal(path: Path) -> None:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
     if state.hexdigest() != expected:
-        raise ValueError(f"expected content with the sha256 {expected[:64]}, got {state.hexdigest()}")
+        raise ValueError(
+            f"expected content with the sha256 {expected[:64]}, got {state.hexdigest()}: the file is damaged, or "
+            f"another tool has changed the weights and kept the metadata; then save them without its key {SEAL!r}"
+        )
 
 
 def _begin(header: dict[str, Any], metadata: dict[str, str]) -> Any:

@@ -15,6 +15,8 @@ from kdengine.api.errors import PluginError
 
 _folders: list[str] = []
 """What was added to ``sys.path``, in order. A spawned worker gets the path, and so finds neighbours as well."""
+_imported_here: dict[str, str] = {}
+"""The content that neighbours had when a plugin file imported them; what a user has imported is not among them."""
 
 
 def imported_neighbours(file: Path) -> list[Path]:
@@ -44,7 +46,9 @@ def version_of(file: Path, neighbours: list[Path]) -> str:
 
 
 def make_importable(file: Path, neighbours: list[Path], plugin: str) -> None:
-    """Let a plugin file import its neighbours, and anew what an earlier version of it has imported.
+    """Let a plugin file import its neighbours; anew those that were edited since a plugin file imported them.
+
+    One that has not changed, or that the user's own code imported, stays the one module that it is.
 
     Their folder comes last on ``sys.path``, so that it hides nothing.
 
@@ -63,11 +67,14 @@ def make_importable(file: Path, neighbours: list[Path], plugin: str) -> None:
                 "has that name and is found first; rename one of them",
                 plugin=plugin,
             )
-        if other == path:
+        content = _content_of(path)
+        if _imported_here.get(name, content) != content and other == path:
             for loaded in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
                 del sys.modules[loaded]
-        for part in _files_of(path):
-            _forget_bytecode(part)
+        if name not in sys.modules:
+            _imported_here[name] = content
+            for part in _files_of(path):
+                _forget_bytecode(part)
     if folder not in sys.path:
         sys.path.append(folder)
         _folders.append(folder)
@@ -77,6 +84,14 @@ def make_importable(file: Path, neighbours: list[Path], plugin: str) -> None:
 def _files_of(path: Path) -> list[Path]:
     """The file of a module, or all those of a package."""
     return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+
+
+def _content_of(path: Path) -> str:
+    """A hash of a module's source."""
+    state = hashlib.sha256()
+    for part in _files_of(path):
+        state.update(hashlib.sha256(part.read_bytes()).digest())
+    return state.hexdigest()
 
 
 def _forget_bytecode(path: Path) -> None:

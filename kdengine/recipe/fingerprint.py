@@ -14,6 +14,8 @@ from kdengine.engine import random
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
+TRIED = 4
+"""Items that are drawn twice, to see whether they have a content that stays."""
 READ_WHOLE = 10_000
 """Items up to which a data set that has no fingerprint of its own is read whole."""
 
@@ -25,6 +27,9 @@ def fingerprint(dataset: Any) -> str:
     it, with its random draws seeded) up to `READ_WHOLE` items; of a larger data set, as many that are spread evenly.
     That costs what it costs to read so many items once: an image from a file takes about a millisecond. A large data
     set of which single items may change should offer ``fingerprint()``.
+
+    Items that a generator of the data set's own makes anew at each draw have no content that would stay: of such a
+    data set the targets alone are read, else its teacher would never be found again.
     """
     own = getattr(dataset, "fingerprint", None)
     if callable(own):
@@ -33,10 +38,22 @@ def fingerprint(dataset: Any) -> str:
     _add(state, list(getattr(dataset, "targets", ())))
     step = -(-len(dataset) // READ_WHOLE)
     with random.preserved():
-        for position in range(0, len(dataset), step):
-            random.seed_host(0, "fingerprint", position)
-            _add(state, dataset[position])
+        if all(_drawn(dataset, position) == _drawn(dataset, position) for position in range(min(TRIED, len(dataset)))):
+            for position in range(0, len(dataset), step):
+                _draw(state, dataset, position)
     return state.hexdigest()[:32]
+
+
+def _draw(state: Any, dataset: Any, position: int) -> None:
+    random.seed_host(0, "fingerprint", position)
+    _add(state, dataset[position])
+
+
+def _drawn(dataset: Any, position: int) -> str:
+    """The hash of one draw of an item."""
+    state = hashlib.sha256()
+    _draw(state, dataset, position)
+    return str(state.hexdigest())
 
 
 def _add(state: Any, value: Any) -> None:

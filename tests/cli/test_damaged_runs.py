@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdengine.cli.report import damage
+
 FILES = ("summary.json", "metrics.jsonl", "student.safetensors", "recipe.toml", "items.json")
 
 values = st.recursive(
@@ -89,3 +91,8 @@ def test_json_nested_without_end(copy, kd, name):
     run = copy()
     (run / name).write_text("[" * 100_000)
     assert_told(kd, run)
+
+
+def test_text_of_every_language_stays_as_it_is():
+    assert damage.text("蒸留　テスト a\u00a0b \u200d") == "蒸留　テスト a\u00a0b \u200d"
+    assert damage.text("\ud800\x07") == "\N{REPLACEMENT CHARACTER}" * 2

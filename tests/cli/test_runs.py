@@ -188,6 +188,16 @@ def test_clean_removes_checkpoints_of_finished_runs_only(kd, run, place):
     assert "nothing to remove" in kd("clean", run)[1]
 
 
+def test_clean_leaves_a_damaged_run_alone_and_goes_on(kd, run, place):
+    damaged = run.with_name("a-damaged")
+    shutil.copytree(run, damaged)
+    (damaged / "summary.json").write_text("{")
+    code, out, _ = kd("clean", "--yes")
+    assert code == 0
+    assert "left alone" in out
+    assert not (run / "checkpoints").exists()
+
+
 def test_clean_asks_first(kd, run, monkeypatch):
     import io
     import sys

@@ -1,5 +1,6 @@
 """A plugin file imports the files beside it, as a script does; they are part of its version."""
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -21,6 +22,7 @@ def path(monkeypatch):
     """Neither folders on the path nor neighbours of one test reach the next."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(neighbours, "_folders", [])
+    monkeypatch.setattr(neighbours, "_imported_here", {})
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -72,6 +74,16 @@ def test_an_edit_within_the_same_second_is_seen(plugin, host):
     if bytecode.exists():  # what Python would take for it: of the same time and size
         os.utime(beside, (int.from_bytes(bytecode.read_bytes()[8:12], "little"),) * 2)
     assert value(host(path)) == 2
+
+
+def test_a_neighbour_stays_the_one_module_for_every_plugin_file_and_for_the_users_own_code(plugin, host, monkeypatch):
+    path = plugin("import near_one\nVALUE = near_one", near_one="class Foo: pass\n")
+    monkeypatch.syspath_prepend(str(Path(path).parent))
+    own = importlib.import_module("near_one")
+    other = Path(path).with_name("second.py")
+    other.write_text(Path(path).read_text())
+    assert value(host(path)) is value(host(str(other))) is own is sys.modules["near_one"]
+    assert isinstance(pickle.loads(pickle.dumps(own.Foo())), own.Foo)
 
 
 def test_an_edit_deep_in_a_package_is_another_version_and_is_seen(plugin, host):

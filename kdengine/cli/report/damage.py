@@ -5,6 +5,7 @@ Everything behind this point may calculate, format and draw without a look at wh
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -89,7 +90,12 @@ def text(raw: str) -> str:
     True
     """
     short = raw if len(raw) <= LONGEST_TEXT else f"{raw[:LONGEST_TEXT]}…"
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else _LOST for letter in short)
+    return "".join(_LOST if _is_lost(letter) else letter for letter in short)
+
+
+def _is_lost(letter: str) -> bool:
+    """Whether a page cannot hold it: a control character, half a surrogate pair, or what Unicode leaves open."""
+    return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs", "Cn")
 
 
 def _number(value: float, damage: Damage, place: str) -> float | None:
