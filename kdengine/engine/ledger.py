@@ -128,14 +128,17 @@ class Means:
 
     def clear(self) -> None:
         """Start a new stretch."""
-        self.steps = 0
+        self.steps = self._idle = 0
         self._loss = 0.0
         self._sums = [0.0] * len(self.names)
         self._counts = [0] * len(self.names)
 
     def add(self, report: StepReport) -> None:
         """Take in one step; one whose loss is not finite, or in which no item counts, is left out."""
-        if not math.isfinite(report.loss) or (report.terms and all(map(math.isnan, report.terms))):
+        if not math.isfinite(report.loss):
+            return
+        if report.terms and all(map(math.isnan, report.terms)):
+            self._idle += 1
             return
         self.steps += 1
         self._loss += report.loss
@@ -147,7 +150,7 @@ class Means:
     def values(self) -> dict[str, float]:
         """``loss`` and each term; a term that never counted is absent."""
         if not self.steps:
-            return {}
+            return {"loss": 0.0} if self._idle else {}
         terms = {
             name: total / count
             for name, total, count in zip(self.names, self._sums, self._counts, strict=True)
@@ -162,7 +165,8 @@ class Means:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        return {"steps": self.steps, "loss": self._loss, "sums": list(self._sums), "counts": list(self._counts)}
+        sums = {"loss": self._loss, "sums": list(self._sums), "counts": list(self._counts)}
+        return {"steps": self.steps, "idle": self._idle, **sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from sums.
@@ -172,10 +176,11 @@ class Means:
         """
         sums, counts = list(state["sums"]), list(state["counts"])
         numbers = [state["loss"], *sums]
-        whole = [state["steps"], *counts]
+        idle = state.get("idle", 0)
+        whole = [state["steps"], idle, *counts]
         if not all(isinstance(number, float | int) for number in numbers) or not all(type(n) is int for n in whole):
             raise ValueError(f"expected numbers in the means of the losses, got {shown(state)}")
         if not len(sums) == len(counts) == len(self.names):
             raise ValueError(f"expected the means of {len(self.names)} terms, got {shown(state)}")
-        self.steps, self._loss = state["steps"], state["loss"]
+        self.steps, self._idle, self._loss = state["steps"], idle, state["loss"]
         self._sums, self._counts = sums, counts
