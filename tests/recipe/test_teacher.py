@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -282,7 +281,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert teachers_folder() == tmp_path / "b" / "kdengine" / "teachers"
 
 
-PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+PROCESSES = multiprocessing.get_context("spawn")  # what autograd has done in this process may forbid a fork
 
 
 def get_in_process(text: str, answer: Queue) -> None:
