@@ -310,7 +310,8 @@ def test_two_processes_at_once_train_it_once(cache):
 
 def test_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, cache, plan_of):
     text = SMALL.replace("epochs = 2, lr", "epochs = 30, lr")
-    process = start(text, PROCESSES.Queue())
+    answer = PROCESSES.Queue()  # which must outlive the start of the process
+    process = start(text, answer)
     deadline = time.monotonic() + 60
     while not list(cache.glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
