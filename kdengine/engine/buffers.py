@@ -42,8 +42,8 @@ class BufferSnapshot:
         kept = self._kept.get(step)
         if kept is None:
             return
-        for module, name in Copies(self._modules).places:
-            if (module, name) not in kept.places:
+        for module in self._modules:
+            for name in [n for n, b in module._buffers.items() if b is not None and (module, n) not in kept.places]:
                 delattr(module, name)
         for (module, name), buffer, copy in zip(kept.places, kept.buffers, kept.copies, strict=True):
             (buffer if buffer.shape == copy.shape else buffer.resize_(copy.shape)).copy_(copy)

@@ -626,16 +626,6 @@ class Engine:
             True
         """
         self._warn_of_drift(batch, student)
-        return self._objective(batch, student=student, progress=progress, window=window)
-
-    def _objective(
-        self,
-        batch: Any,
-        *,
-        student: nn.Module | None = None,
-        progress: Progress | None = None,
-        window: Sequence[Any] | None = None,
-    ) -> Tensor:
         read = self._to_batch(batch)
         models, objective, precision = self._models_for(read)
         if not self._foreign.begun:  # what is said once is not worked out at every call
@@ -667,7 +657,7 @@ class Engine:
             True
         """
         _, objective, _ = self._models_for(self._to_batch(batch))
-        return ObjectiveModule(self.student, objective.modules, self._objective)
+        return ObjectiveModule(self.student, objective.modules, self.objective)
 
     def _warn_of_drift(self, batch: Any, student: nn.Module | None) -> None:
         """Warn once where another loop's processes would train the losses' own parameters apart from each other."""

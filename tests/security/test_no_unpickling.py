@@ -20,7 +20,7 @@ import torch
 import kdengine
 from kdengine.recipe.models import load_weights
 from kdengine.teachers.cached import CachedTeacher
-from tests.engine.common import engine, flat, items, mlp
+from tests.engine.common import StopAt, engine, flat, items, mlp
 from tests.security.guard import UnpickledError, no_unpickling
 
 SOURCES = sorted(Path(kdengine.__file__).parent.rglob("*.py"))
@@ -46,18 +46,6 @@ class Executed:
 
     def __reduce__(self):
         return os.mkdir, (str(self.mark),)
-
-
-class StopAt:
-    kdengine_hook_version = 1
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @kdengine.hookimpl
-    def kdengine_on_step_end(self, context):
-        if context.step == self.step:
-            raise KeyboardInterrupt
 
 
 class Poison:
